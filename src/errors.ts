@@ -1,0 +1,113 @@
+/**
+ * Every error this service raises on purpose, and what happens to a job that ends in one. `workers/run.ts` is the
+ * only translator from these classes to the queue's verbs.
+ */
+
+/** Lasting facts about an image or a URL. Also the label values of `crawl_images_total{reason}`. */
+export const REJECT_REASONS = [
+  'not-an-image',
+  'corrupt',
+  'unsupported',
+  'too-large',
+  'too-small',
+  'blocked-address',
+  'gone',
+  'forbidden',
+  'robots',
+  'unknown-image',
+] as const;
+export type RejectReason = (typeof REJECT_REASONS)[number];
+
+/** What may pass later: an attempt is spent, and the job ends in the failed set when none is left. */
+export const RETRY_REASONS = [
+  'timeout',
+  'connection',
+  'dns',
+  'server-error',
+  'throttled',
+  'storage',
+  'engine',
+  'internal',
+] as const;
+export type RetryReason = (typeof RETRY_REASONS)[number];
+
+/** The two places where facts are kept. */
+export const TIERS = ['redis', 'postgres'] as const;
+export type TierName = (typeof TIERS)[number];
+
+/** A caller's argument is wrong. Raised before anything is written. */
+export class ArgumentError extends Error {
+  override readonly name = 'ArgumentError';
+  constructor(
+    /** The argument as the caller knows it, such as `tenantId`. */
+    readonly argument: string,
+    expectation: string,
+  ) {
+    super(`${argument}: ${expectation}`);
+  }
+}
+
+/** The environment is wrong. Lists every problem at once, so that one restart is enough. */
+export class ConfigError extends Error {
+  override readonly name = 'ConfigError';
+  constructor(readonly problems: readonly string[]) {
+    super(`The configuration is not usable:\n${problems.map((problem) => `  - ${problem}`).join('\n')}`);
+  }
+}
+
+/** The image or URL can never be processed: the job completes with `{ outcome: 'rejected', reason, detail }`. */
+export class RejectedError extends Error {
+  override readonly name = 'RejectedError';
+  constructor(
+    readonly reason: RejectReason,
+    readonly detail: string,
+    options?: ErrorOptions,
+  ) {
+    super(`${reason}: ${detail}`, options);
+  }
+}
+
+/** It may pass later: the job spends an attempt and is retried with backoff. */
+export class RetryableError extends Error {
+  override readonly name = 'RetryableError';
+  /** The origin's own wish (`Retry-After`), in milliseconds; `undefined` leaves the choice to the backoff. */
+  readonly retryAfterMs: number | undefined;
+  constructor(
+    readonly reason: RetryReason,
+    detail: string,
+    options?: ErrorOptions & { retryAfterMs?: number | undefined },
+  ) {
+    super(`${reason}: ${detail}`, options);
+    this.retryAfterMs = options?.retryAfterMs;
+  }
+}
+
+/** Somebody else holds the claim: the job waits outside of a slot and spends no attempt. */
+export class DeferredError extends Error {
+  override readonly name = 'DeferredError';
+  constructor(
+    readonly delayMs: number,
+    why: string,
+  ) {
+    super(why);
+  }
+}
+
+/** One of our own tiers is away. Never the job's fault: it is handed back and spends no attempt. */
+export class TierUnavailableError extends Error {
+  override readonly name = 'TierUnavailableError';
+  constructor(
+    readonly tier: TierName,
+    reason: string,
+    options?: ErrorOptions,
+  ) {
+    super(`${tier} is unavailable: ${reason}`, options);
+  }
+}
+
+/** A one-line reason that is safe to log: never a stack, never more than the error's own words. */
+export function reasonOf(error: unknown): string {
+  if (error instanceof AggregateError && error.errors.length > 0) return reasonOf(error.errors[0]);
+  if (error instanceof Error) return error.message || error.name;
+  return String(error);
+}

@@ -1,0 +1,104 @@
+/** Whoever opens a resource registers its closing here; closing runs last in, first out, once, to the end. */
+
+type Close = () => Promise<unknown> | unknown;
+
+export class Closer implements AsyncDisposable {
+  #stack: { name: string; close: Close }[] = [];
+  #closing: Promise<void> | undefined;
+
+  /** Registers the closing of a resource that is open now, and hands the resource through. */
+  add<T>(name: string, resource: T, close: (resource: T) => Promise<unknown> | unknown): T {
+    this.#stack.push({ name, close: () => close(resource) });
+    return resource;
+  }
+
+  /** Closes everything that is registered. Overlapping and repeated calls share one closing. */
+  close(): Promise<void> {
+    this.#closing ??= this.#closeAll();
+    return this.#closing;
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+
+  async #closeAll(): Promise<void> {
+    const failures: unknown[] = [];
+    for (let next = this.#stack.pop(); next; next = this.#stack.pop()) {
+      try {
+        await next.close();
+      } catch (error) {
+        failures.push(new Error(`closing ${next.name} failed`, { cause: error }));
+      }
+    }
+    if (failures.length > 0) throw failures[0];
+  }
+}
+
+/** Resolves with what `promise` gives, or with `late` when that takes longer than `ms`. Never leaves a timer behind. */
+export async function within<T, L>(ms: number, promise: Promise<T>, late: L): Promise<T | L> {
+  let timer: NodeJS.Timeout | undefined;
+  const deadline = new Promise<L>((resolve) => {
+    timer = setTimeout(() => resolve(late), ms);
+  });
+  try {
+    return await Promise.race([promise, deadline]);
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+/**
+ * Runs `round` every `ms` from `start` on, never two at a time, and waits for the one under way when stopped.
+ * The timer holds no process open.
+ */
+export class Periodic {
+  #timer: NodeJS.Timeout | undefined;
+  #running: Promise<void> | undefined;
+  #stopped = false;
+
+  constructor(
+    private readonly ms: number,
+    private readonly round: () => Promise<void>,
+  ) {}
+
+  start(): this {
+    this.#tick();
+    return this;
+  }
+
+  async stop(): Promise<void> {
+    this.#stopped = true;
+    clearTimeout(this.#timer);
+    await this.#running;
+  }
+
+  #tick(): void {
+    this.#running = this.round()
+      .catch(() => undefined)
+      .then(() => {
+        this.#running = undefined;
+        if (this.#stopped) return;
+        this.#timer = setTimeout(() => this.#tick(), this.ms);
+        this.#timer.unref();
+      });
+  }
+}
+
+/**
+ * Calls `stop` at the first SIGINT or SIGTERM and ends the process with its exit code; a second signal ends it at once.
+ * SIGPIPE is not among them: Node ignores it, and a closed pipe shows up as a write error where it belongs.
+ */
+export function onShutdownSignal(stop: (signal: NodeJS.Signals) => Promise<number>): void {
+  let stopping = false;
+  const handle = (signal: NodeJS.Signals) => {
+    if (stopping) process.exit(130);
+    stopping = true;
+    stop(signal).then(
+      (code) => process.exit(code),
+      () => process.exit(1),
+    );
+  };
+  process.on('SIGINT', handle);
+  process.on('SIGTERM', handle);
+}
