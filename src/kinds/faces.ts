@@ -1,21 +1,68 @@
-/** The face records of SPEC's library: InsightFace's shape, boxes in pixels of the upright image. */
+/** Face detections and embeddings: InsightFace's records, kept per content and model. */
 import { z } from 'zod';
+import { packFaces, unpackFaces } from './face-codec.js';
+import { checkContentHash, checkModel, type Kind, type KindName } from './kind.js';
 
 /** `[x1, y1, x2, y2]` in pixels of the upright image, origin at the top left. */
 const box = z.tuple([z.number(), z.number(), z.number(), z.number()]);
 
-export const faceDetection = z.looseObject({
-  bbox: box,
-  /** Confidence, 0 to 1. */
-  det_score: z.number().min(0).max(1),
-});
+/** Fields beyond the known ones are kept, as long as JSON can carry them. */
+export const faceDetection = z
+  .object({
+    bbox: box,
+    /** Confidence, 0 to 1. */
+    det_score: z.number().min(0).max(1),
+  })
+  .catchall(z.json());
 
-export const faceEmbedding = z.looseObject({
-  bbox: box,
-  /** The vector, of any length; numbers come back exactly as given. */
+export const faceEmbedding = faceDetection.extend({
+  /** The vector, of any length. */
   embedding: z.array(z.number()),
-  det_score: z.number().min(0).max(1),
 });
 
 export type FaceDetection = z.infer<typeof faceDetection>;
 export type FaceEmbedding = z.infer<typeof faceEmbedding>;
+
+export interface FacesKey {
+  /** SHA-256 of the image's bytes. */
+  readonly contentHash: string;
+  readonly model: string;
+}
+
+export const faceDetections: Kind<FacesKey, FaceDetection[]> = facesKind(
+  'face_detection',
+  'faceDetection',
+  'face_detection_cache',
+);
+
+export const faceEmbeddings: Kind<FacesKey, FaceEmbedding[]> = facesKind(
+  'face_embedding',
+  'embedding',
+  'face_embeddings_cache',
+);
+
+function facesKind<Face extends FaceDetection>(
+  name: KindName,
+  ttl: Kind<never, never>['ttl'],
+  table: string,
+): Kind<FacesKey, Face[]> {
+  return {
+    name,
+    ttl,
+    format: 1,
+    table: {
+      name: table,
+      key: ['content_hash', 'model'],
+      columns: [
+        { name: 'faces', type: 'integer' },
+        { name: 'payload', type: 'bytea' },
+      ],
+    },
+    onConflict: 'replace',
+    key: ({ contentHash, model }) => [checkContentHash(contentHash), checkModel(model)],
+    encode: packFaces,
+    decode: (bytes) => unpackFaces(bytes) as Face[],
+    toRow: (faces) => [faces.length, packFaces(faces)],
+    fromRow: ([, payload]) => unpackFaces(payload as Buffer) as Face[],
+  };
+}

@@ -1,0 +1,70 @@
+/**
+ * Claims: a temporary right to work on something, so that many workers do a thing once. They live in PostgreSQL, whose
+ * clock decides; a claim belongs to a job and not to a process, so that a job's retry re-enters its own.
+ *
+ * Claims spare work; they guarantee nothing. A holder that outlives its lease meets the primary keys of the records.
+ */
+import type { Pool } from 'pg';
+import type { Guard } from './guard.js';
+
+export interface Claim {
+  readonly tenantId: string;
+  /** What is claimed, such as `url:<hash>`. */
+  readonly subject: string;
+  /** Identity of the job. */
+  readonly holder: string;
+}
+
+export type ClaimAnswer = { readonly taken: true } | { readonly taken: false; readonly heldForMs: number };
+
+const TAKE = {
+  name: 'claim_take',
+  text: `with won as (
+      insert into claims (tenant_id, subject, holder, claimed_at, expires_at)
+      values ($1, $2, $3, now(), now() + make_interval(secs => $4::float8 / 1000))
+      on conflict (tenant_id, subject) do update
+        set holder = excluded.holder, claimed_at = excluded.claimed_at, expires_at = excluded.expires_at
+        where claims.holder = excluded.holder or claims.expires_at <= now()
+      returning 1
+    )
+    select exists (select from won) as taken,
+      (select extract(epoch from now() - claimed_at)::float8 * 1000
+         from claims where tenant_id = $1 and subject = $2) as held_for_ms`,
+};
+
+const RELEASE = {
+  name: 'claim_release',
+  text: 'delete from claims where tenant_id = $1 and subject = $2 and holder = $3',
+};
+
+export class Claims {
+  constructor(
+    private readonly pool: Pool,
+    private readonly guard: Guard,
+  ) {}
+
+  /**
+   * Takes the claim for `leaseMs`, unless another holder has it and its lease runs.
+   *
+   * @throws {TierUnavailableError}
+   */
+  async take({ tenantId, subject, holder }: Claim, leaseMs: number): Promise<ClaimAnswer> {
+    const values = [tenantId, subject, holder, leaseMs];
+    const { rows } = await this.guard.run('claim', () =>
+      this.pool.query<{ taken: boolean; held_for_ms: number | null }>({ ...TAKE, values }),
+    );
+    const [row] = rows;
+    return row?.taken ? { taken: true } : { taken: false, heldForMs: row?.held_for_ms ?? 0 };
+  }
+
+  /** Gives the claim back; nothing happens where another holder has it by now. */
+  async release({ tenantId, subject, holder }: Claim): Promise<void> {
+    await this.guard.run('claim', () => this.pool.query({ ...RELEASE, values: [tenantId, subject, holder] }));
+  }
+
+  /** Forgets claims whose leases ended an hour ago; they hold nobody up, but take space. */
+  async forgetExpired(): Promise<void> {
+    const text = "delete from claims where expires_at < now() - interval '1 hour'";
+    await this.guard.run('claim', () => this.pool.query(text));
+  }
+}

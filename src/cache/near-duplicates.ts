@@ -1,0 +1,78 @@
+/**
+ * Near-duplicate search in stock PostgreSQL, with full recall up to distance 7: two 64-bit hashes at most 7 bits apart
+ * have, among four bands of 16 bits, at least one that differs by at most 1 bit; at most 3 bits apart, one that is
+ * equal. So 4 x 17 (or 4) probes of the primary key of `perceptual_hash_bands` find every candidate.
+ */
+import type { Pool } from 'pg';
+import { ArgumentError } from '../errors.js';
+import type { Guard } from './guard.js';
+
+export interface NearDuplicate {
+  readonly contentHash: string;
+  /** 16 hex characters. */
+  readonly phash: string;
+  /** Differing bits, 0 to 64. */
+  readonly distance: number;
+}
+
+export const MAX_DISTANCE = 7;
+const DEFAULT_DISTANCE = 6;
+const MOST = 20;
+
+const BANDS = [0, 1, 2, 3];
+const FLIPS = [0, ...Array.from({ length: 16 }, (_, bit) => 1 << bit)];
+
+const SEARCH = {
+  name: 'near_duplicates',
+  text: `select content_hash as "contentHash", lpad(to_hex(phash), 16, '0') as phash, distance
+    from (
+      select distinct found.content_hash, found.phash, bit_count((found.phash # $2::bigint)::bit(64))::int as distance
+      from unnest($3::smallint[], $4::int[]) as probe(band, bits)
+      join perceptual_hash_bands as found
+        on found.tenant_id = $1 and found.band = probe.band and found.bits = probe.bits
+    ) as candidates
+    where distance <= $5 and content_hash is distinct from $6
+    order by distance, content_hash limit ${MOST}`,
+};
+
+export interface SearchOptions {
+  /** 0 to 7; the default is 6. */
+  readonly maxDistance?: number | undefined;
+  /** The content to leave out: the one that is asked about. */
+  readonly except?: string | undefined;
+}
+
+/**
+ * The tenant's images whose hashes differ by at most `maxDistance` bits, nearest first, at most 20. A hash that is not
+ * 16 hex characters has none.
+ *
+ * @throws {ArgumentError}
+ * @throws {TierUnavailableError}
+ */
+export async function searchNearDuplicates(
+  { pool, guard }: { pool: Pool; guard: Guard },
+  tenantId: string,
+  phash: string,
+  options: SearchOptions = {},
+): Promise<NearDuplicate[]> {
+  const maxDistance = options.maxDistance ?? DEFAULT_DISTANCE;
+  if (!Number.isInteger(maxDistance) || maxDistance < 0 || maxDistance > MAX_DISTANCE) {
+    throw new ArgumentError('maxDistance', `expected a whole number from 0 to ${MAX_DISTANCE}`);
+  }
+  if (!/^[0-9a-f]{16}$/.test(phash)) return [];
+  const number = BigInt.asIntN(64, BigInt(`0x${phash}`));
+  const probes = probesOf(phash, maxDistance);
+  const bands = probes.map(({ band }) => band);
+  const bits = probes.map((probe) => probe.bits);
+  const values = [tenantId, number.toString(), bands, bits, maxDistance, options.except ?? null];
+  const { rows } = await guard.run('query', () => pool.query<NearDuplicate>({ ...SEARCH, values }));
+  return rows;
+}
+
+function probesOf(phash: string, maxDistance: number): { band: number; bits: number }[] {
+  const flips = maxDistance < BANDS.length ? [0] : FLIPS;
+  return BANDS.flatMap((band) => {
+    const own = Number.parseInt(phash.slice(4 * band, 4 * band + 4), 16);
+    return flips.map((flip) => ({ band, bits: own ^ flip }));
+  });
+}

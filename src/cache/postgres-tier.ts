@@ -1,0 +1,178 @@
+/**
+ * The permanent tier and source of truth. Works from the tables that the kinds declare: any batch of look-ups or
+ * entries, whatever its kinds, is one statement and so one round trip and one transaction.
+ */
+import type { DatabaseError, Pool } from 'pg';
+import type { AnyKind, Cell, Column } from '../kinds/kind.js';
+import { ABSENT, attempt, type Entry, type Found, isOurs, type Lookup, type Tier } from './tier.js';
+
+interface Group<T> {
+  readonly kind: AnyKind;
+  readonly items: { readonly index: number; readonly item: T }[];
+}
+
+interface Statement {
+  readonly text: string;
+  readonly values: unknown[];
+  /** Set where the text is one of few, so that PostgreSQL keeps its plan. */
+  readonly name?: string;
+}
+
+export class PostgresTier implements Tier {
+  readonly name = 'postgres';
+
+  constructor(private readonly pool: Pool) {}
+
+  async read(tenantId: string, lookups: readonly Lookup[]): Promise<Found[]> {
+    const found: Found[] = lookups.map(() => ABSENT);
+    const groups = grouped(lookups);
+    const { rows } = await this.pool.query<unknown[]>({ ...selection(tenantId, groups), rowMode: 'array' });
+    for (const [slot, ...rest] of rows as [number, ...unknown[]][]) {
+      const kind = lookups[slot]?.kind;
+      const cells = (groups.length > 1 ? rest[0] : rest) as Cell[];
+      if (kind) found[slot] = attempt(() => kind.fromRow(cells));
+    }
+    return found;
+  }
+
+  async write(tenantId: string, entries: readonly Entry[]): Promise<Entry[]> {
+    const groups = grouped(withoutRepeats(entries));
+    const { rows } = await this.pool.query<[number, Cell[]]>({ ...insertion(tenantId, groups), rowMode: 'array' });
+    const standing = groups.flatMap((group) => group.items.map(({ item }) => item));
+    const kept = groups.filter((group) => group.kind.onConflict === 'keep').flatMap(({ items }) => items);
+    for (const [position, cells] of rows) {
+      const old = kept[position]?.item;
+      if (old) standing[standing.indexOf(old)] = { ...old, value: old.kind.fromRow(cells) };
+    }
+    return standing;
+  }
+
+  async ping(): Promise<void> {
+    await this.pool.query('select 1');
+  }
+
+  /**
+   * No SQLSTATE: the connection failed. Class 08 connection, 53 resources, 57P server shutdown or start-up, 28 and 3D
+   * not let in: the server cannot serve. Everything else is about the statement.
+   */
+  isOutage(error: unknown): boolean {
+    const { code } = error as Partial<DatabaseError>;
+    if (typeof code !== 'string' || !/^[0-9A-Z]{5}$/.test(code)) return !isOurs(error);
+    return /^(08|53|57P|28|3D|25006|42P01)/.test(code);
+  }
+
+  async close(): Promise<void> {
+    await this.pool.end();
+  }
+}
+
+function grouped<T extends Lookup>(items: readonly T[]): Group<T>[] {
+  const groups = new Map<AnyKind, Group<T>>();
+  items.forEach((item, index) => {
+    const group = groups.get(item.kind) ?? { kind: item.kind, items: [] };
+    group.items.push({ index, item });
+    groups.set(item.kind, group);
+  });
+  return [...groups.values()];
+}
+
+/** The last entry of each key: a statement may touch a row once. */
+function withoutRepeats(entries: readonly Entry[]): Entry[] {
+  const last = new Map(entries.map((one) => [JSON.stringify([one.kind.name, ...one.kind.key(one.key)]), one]));
+  return [...last.values()];
+}
+
+/** Rows of `slot, cells…` for one kind; for several, `slot, [cells…]` as JSON, since their columns differ. */
+function selection(tenantId: string, groups: readonly Group<Lookup>[]): Statement {
+  const values: unknown[] = [tenantId];
+  const parts = groups.map(({ kind, items }) => {
+    const columns = kind.table.columns.map(readable);
+    const cells = groups.length > 1 ? `json_build_array(${columns.join(', ')})` : columns.join(', ');
+    const keys = items.map(({ index, item }) => {
+      const parameters = kind.key(item.key).map((part) => `$${values.push(part)}`);
+      return `(${index}::int, ${parameters.map((parameter) => `${parameter}::text`).join(', ')})`;
+    });
+    return selectNewest(kind, cells, keys);
+  });
+  const only = groups.length === 1 && groups[0]?.items.length === 1 ? groups[0].kind : undefined;
+  const text = parts.join(' union all ');
+  return only ? { name: `read_${only.name}`, text, values } : { text, values };
+}
+
+function selectNewest({ table }: AnyKind, cells: string, keys: readonly string[]): string {
+  const names = table.key.map((_, i) => `k${i}`);
+  const match = table.key.map((column, i) => `t.${column} = asked.k${i}`).join(' and ');
+  const newest = table.versions ? ` order by t.${table.versions.newestBy} desc limit 1` : '';
+  return (
+    `select asked.slot, found.* from (values ${keys.join(', ')}) as asked(slot, ${names.join(', ')}) ` +
+    `cross join lateral (select ${cells} from ${table.name} t where t.tenant_id = $1 and ${match}${newest}) found`
+  );
+}
+
+/** One insert per kind, all in one statement; rows of `position, [cells…]` for the kinds that keep the first value. */
+function insertion(tenantId: string, groups: readonly Group<Entry>[]): Statement {
+  const values: unknown[] = [tenantId];
+  const inserts = groups.map(({ kind, items }, i) => {
+    const rows = items.map(({ item }) => insertRow(kind, item, values));
+    return `w${i} as (${upsert(kind, rows)})`;
+  });
+  const keeps = groups.flatMap(({ kind, items }, i) =>
+    kind.onConflict === 'keep' ? [{ kind, items, name: `w${i}` }] : [],
+  );
+  let offset = 0;
+  const answers = keeps.map(({ kind, items, name }) => {
+    const keys = items.map(({ item }, i) => {
+      const parameters = kind.key(item.key).map((part) => `$${values.push(part)}::text`);
+      return `(${offset + i}::int, ${parameters.join(', ')})`;
+    });
+    offset += items.length;
+    return selectKept(kind, name, keys);
+  });
+  const text = `with ${inserts.join(', ')} ${answers.join(' union all ') || 'select 1 where false'}`;
+  const only = groups.length === 1 && groups[0]?.items.length === 1 ? groups[0].kind : undefined;
+  return only ? { name: `write_${only.name}`, text, values } : { text, values };
+}
+
+function insertRow(kind: AnyKind, item: Entry, values: unknown[]): string {
+  const key = kind.key(item.key).map((part) => `$${values.push(part)}::text`);
+  const cells = kind.toRow(item.value);
+  const row = kind.table.columns.map((column, i) => writable(column, `$${values.push(cells[i] ?? null)}`));
+  return `($1::text, ${[...key, ...row].join(', ')})`;
+}
+
+function upsert({ table, onConflict }: AnyKind, rows: readonly string[]): string {
+  const names = table.columns.map(({ name }) => name);
+  const primaryKey = table.versions?.primaryKey ?? table.key;
+  // Updating a row to itself is what makes `returning` answer with the row that stays.
+  const update =
+    onConflict === 'keep'
+      ? `tenant_id = ${table.name}.tenant_id`
+      : [
+          ...names.filter((name) => !primaryKey.includes(name)).map((name) => `${name} = excluded.${name}`),
+          'updated_at = now()',
+        ].join(', ');
+  const returning = onConflict === 'keep' ? ` returning ${[...table.key, ...names].join(', ')}` : '';
+  return (
+    `insert into ${table.name} (tenant_id, ${[...table.key, ...names].join(', ')}) values ${rows.join(', ')} ` +
+    `on conflict (tenant_id, ${primaryKey.join(', ')}) do update set ${update}${returning}`
+  );
+}
+
+function selectKept({ table }: AnyKind, from: string, keys: readonly string[]): string {
+  const names = table.key.map((_, i) => `k${i}`);
+  const match = table.key.map((column, i) => `${from}.${column} = asked.k${i}`).join(' and ');
+  const cells = table.columns.map((column) => readable(column).replace(/\bt\./, `${from}.`)).join(', ');
+  return (
+    `select asked.slot, json_build_array(${cells}) from (values ${keys.join(', ')}) as asked(slot, ${names.join(', ')}) ` +
+    `join ${from} on ${match}`
+  );
+}
+
+function readable({ name, type }: Column): string {
+  // A double counts milliseconds exactly and, unlike a bigint, reaches us as a number.
+  return type === 'timestamp' ? `round(extract(epoch from t.${name}) * 1000)::float8` : `t.${name}`;
+}
+
+function writable({ type }: Column, parameter: string): string {
+  return type === 'timestamp' ? `to_timestamp(${parameter}::float8 / 1000)` : `${parameter}::${type}`;
+}

@@ -1,0 +1,266 @@
+/**
+ * The environment becomes one typed, complete configuration here and nowhere else: every variable, its meaning, its
+ * default and its check. All problems are reported at once. `.env.example` lists the same variables.
+ */
+import { availableParallelism } from 'node:os';
+import { resolve } from 'node:path';
+import { ConfigError } from './errors.js';
+import { LOG_LEVELS, type LogLevel, withoutSecrets } from './logger.js';
+
+export type Env = Readonly<Record<string, string | undefined>>;
+
+export interface ApiToken {
+  readonly token: string;
+  /** The tenant it opens, or `*` for all. */
+  readonly tenant: string;
+}
+
+export interface Config {
+  /** The cache's Redis; `null` turns the tier off. */
+  readonly redisUrl: string | null;
+  readonly queue: { readonly backend: 'redis'; readonly url: string } | { readonly backend: 'postgres' };
+  readonly postgres: PostgresConfig;
+  /** Folder of the object store. */
+  readonly storage: { readonly folder: string };
+  readonly http: { readonly host: string; readonly port: number; readonly tokens: readonly ApiToken[] };
+  /** Port of `/metrics`, `/healthz` and `/readyz` where only workers run. */
+  readonly metricsPort: number;
+  readonly crawl: { readonly concurrency: number };
+  readonly embedding: { readonly threads: number };
+  readonly fetch: {
+    readonly maxBytes: number;
+    readonly timeoutMs: number;
+    /** Rules as `crawl/address.ts` reads them. */
+    readonly allow: string;
+    readonly deny: string;
+    readonly userAgent: string;
+  };
+  readonly images: { readonly maxPixels: number };
+  /** Lifetimes in Redis, in seconds. */
+  readonly ttl: {
+    readonly embedding: number;
+    readonly search: number;
+    readonly phash: number;
+    readonly faceDetection: number;
+    readonly crawl: number;
+  };
+  readonly logLevel: LogLevel;
+  readonly shutdownTimeoutMs: number;
+}
+
+/** Given to `pg` field by field, so that no character of a password can break or leak a URL. */
+export type PostgresConfig =
+  | { readonly connectionString: string }
+  | {
+      readonly host: string;
+      readonly port: number;
+      readonly database: string;
+      readonly user: string;
+      readonly password: string;
+    };
+
+interface Variable<T> {
+  readonly expects: string;
+  readonly fallback: T;
+  /** The value, or `undefined` when the text is not what `expects` says. */
+  readonly parse: (text: string) => T | undefined;
+  readonly secret?: boolean;
+}
+
+const text = (fallback: string, secret = false): Variable<string> => ({
+  expects: 'text',
+  fallback,
+  parse: (value) => value,
+  secret,
+});
+
+const integer = (fallback: number, min: number, max = Number.MAX_SAFE_INTEGER): Variable<number> => ({
+  expects: max === Number.MAX_SAFE_INTEGER ? `a whole number from ${min} on` : `a whole number from ${min} to ${max}`,
+  fallback,
+  parse: (value) => {
+    const number = Number(value);
+    return /^\d+$/.test(value) && number >= min && number <= max ? number : undefined;
+  },
+});
+
+const choice = <T extends string>(fallback: T, choices: readonly T[]): Variable<T> => ({
+  expects: `one of ${choices.join(', ')}`,
+  fallback,
+  parse: (value) => choices.find((one) => one === value),
+});
+
+const url = (protocols: readonly string[], also: readonly string[] = []): Variable<string> => ({
+  expects: [...protocols.map((protocol) => `${protocol}//…`), ...also].join(' or '),
+  fallback: '',
+  parse: (value) => {
+    if (also.includes(value)) return value;
+    return URL.canParse(value) && protocols.includes(new URL(value).protocol) ? value : undefined;
+  },
+  secret: true,
+});
+
+const tokens: Variable<readonly ApiToken[]> = {
+  expects: 'token=tenant or token=* pairs, comma-separated, tokens of 8 characters or more',
+  fallback: [],
+  secret: true,
+  parse: (value) => {
+    const pairs = value.split(',').map((pair) => pair.trim());
+    const parsed = pairs.map((pair) => {
+      const cut = pair.lastIndexOf('=');
+      return { token: pair.slice(0, cut), tenant: pair.slice(cut + 1) };
+    });
+    const good = ({ token, tenant }: ApiToken) => token.length >= 8 && /^(\*|[A-Za-z0-9._-]{1,100})$/.test(tenant);
+    return parsed.every(good) ? parsed : undefined;
+  },
+};
+
+const folder: Variable<string> = {
+  expects: 'file:<path of a folder>',
+  fallback: 'file:./data/objects',
+  parse: (value) => (/^file:.+/.test(value) ? value : undefined),
+};
+
+/** In the order of `.env.example`. */
+const VARIABLES = {
+  REDIS_URL: url(['redis:', 'rediss:'], ['none']),
+  QUEUE_REDIS_URL: url(['redis:', 'rediss:']),
+  QUEUE_BACKEND: choice<'redis' | 'postgres' | ''>('', ['redis', 'postgres']),
+  DATABASE_URL: url(['postgres:', 'postgresql:']),
+  POSTGRES_HOST: text('localhost'),
+  POSTGRES_PORT: integer(5432, 1, 65535),
+  POSTGRES_DB: text('mordeaux'),
+  POSTGRES_USER: text('mordeaux'),
+  POSTGRES_PASSWORD: text('', true),
+  STORAGE_URL: folder,
+  HOST: text('127.0.0.1'),
+  PORT: integer(3000, 0, 65535),
+  METRICS_PORT: integer(3001, 0, 65535),
+  API_TOKENS: tokens,
+  CRAWL_CONCURRENCY: integer(16, 1, 1000),
+  EMBEDDING_THREADS: integer(availableParallelism(), 1, 256),
+  CACHE_TTL_EMBEDDING: integer(3600, 1),
+  CACHE_TTL_SEARCH: integer(300, 1),
+  CACHE_TTL_PHASH: integer(7200, 1),
+  CACHE_TTL_FACE_DETECTION: integer(3600, 1),
+  CACHE_TTL_CRAWL: integer(86_400, 1),
+  FETCH_MAX_BYTES: integer(20 * 1024 * 1024, 1, 1024 ** 3),
+  FETCH_TIMEOUT_MS: integer(30_000, 1, 3_600_000),
+  FETCH_ALLOW: text(''),
+  FETCH_DENY: text(''),
+  USER_AGENT_CONTACT: text(''),
+  IMAGE_MAX_PIXELS: integer(100_000_000, 1),
+  LOG_LEVEL: choice<LogLevel>('info', LOG_LEVELS),
+  SHUTDOWN_TIMEOUT_MS: integer(15_000, 0, 3_600_000),
+} satisfies Record<string, Variable<unknown>>;
+
+export const VARIABLE_NAMES = Object.keys(VARIABLES);
+
+type Values = { [K in keyof typeof VARIABLES]: (typeof VARIABLES)[K]['fallback'] };
+
+const SERVER_VARIABLES = [
+  'REDIS_URL',
+  'QUEUE_REDIS_URL',
+  'DATABASE_URL',
+  'POSTGRES_HOST',
+  'POSTGRES_PORT',
+  'POSTGRES_DB',
+  'POSTGRES_USER',
+  'POSTGRES_PASSWORD',
+];
+
+/** Whether no server is named at all, so that `start` brings its own. */
+export function namesNoServer(env: Env): boolean {
+  return SERVER_VARIABLES.every((name) => !env[name]);
+}
+
+/** The environment as it is. The only reader of `process.env`. */
+export function readEnv(): Env {
+  return process.env;
+}
+
+/** @throws {ConfigError} naming every bad variable, what was expected and, unless it is a secret, its value. */
+export function toConfig(env: Env): Config {
+  const problems: string[] = [];
+  const values = readValues(env, problems);
+  // Redis' own default address counts once any server is named; `none` is a decision, and an empty value is not.
+  const redisUrl = values.REDIS_URL || 'redis://localhost:6379/0';
+  const queueUrl = values.QUEUE_REDIS_URL || (redisUrl === 'none' ? '' : redisUrl);
+  const backend = values.QUEUE_BACKEND || (queueUrl ? 'redis' : 'postgres');
+  if (backend === 'redis' && !queueUrl) {
+    problems.push(
+      'QUEUE_BACKEND: expected postgres, or a QUEUE_REDIS_URL beside it, since REDIS_URL is none; got redis',
+    );
+  }
+  if (values.API_TOKENS.length === 0 && !isLoopback(values.HOST)) {
+    problems.push(`HOST: expected a loopback address while no API_TOKENS are set; got ${values.HOST}`);
+  }
+  if (problems.length > 0) throw new ConfigError(problems);
+  return {
+    redisUrl: redisUrl === 'none' ? null : redisUrl,
+    queue: backend === 'redis' ? { backend, url: queueUrl } : { backend },
+    postgres: toPostgres(values),
+    storage: { folder: resolve(values.STORAGE_URL.replace(/^file:(\/\/)?/, '')) },
+    http: { host: values.HOST, port: values.PORT, tokens: values.API_TOKENS },
+    metricsPort: values.METRICS_PORT,
+    crawl: { concurrency: values.CRAWL_CONCURRENCY },
+    embedding: { threads: values.EMBEDDING_THREADS },
+    fetch: {
+      maxBytes: values.FETCH_MAX_BYTES,
+      timeoutMs: values.FETCH_TIMEOUT_MS,
+      allow: values.FETCH_ALLOW,
+      deny: values.FETCH_DENY,
+      userAgent: userAgent(values.USER_AGENT_CONTACT),
+    },
+    images: { maxPixels: values.IMAGE_MAX_PIXELS },
+    ttl: {
+      embedding: values.CACHE_TTL_EMBEDDING,
+      search: values.CACHE_TTL_SEARCH,
+      phash: values.CACHE_TTL_PHASH,
+      faceDetection: values.CACHE_TTL_FACE_DETECTION,
+      crawl: values.CACHE_TTL_CRAWL,
+    },
+    logLevel: values.LOG_LEVEL,
+    shutdownTimeoutMs: values.SHUTDOWN_TIMEOUT_MS,
+  };
+}
+
+function readValues(env: Env, problems: string[]): Values {
+  const entries = Object.entries(VARIABLES).map(([name, variable]: [string, Variable<unknown>]) => {
+    const given = env[name];
+    if (!given) return [name, variable.fallback];
+    const value = variable.parse(given);
+    if (value === undefined) {
+      problems.push(
+        `${name}: expected ${variable.expects}; got ${variable.secret ? '[secret]' : JSON.stringify(given)}`,
+      );
+    }
+    return [name, value ?? variable.fallback];
+  });
+  return Object.fromEntries(entries) as Values;
+}
+
+function toPostgres(values: Values): PostgresConfig {
+  if (values.DATABASE_URL) return { connectionString: values.DATABASE_URL };
+  return {
+    host: values.POSTGRES_HOST,
+    port: values.POSTGRES_PORT,
+    database: values.POSTGRES_DB,
+    user: values.POSTGRES_USER,
+    password: values.POSTGRES_PASSWORD,
+  };
+}
+
+function userAgent(contact: string): string {
+  return `hybrid-cache-service/0.1${contact ? ` (+${contact})` : ''}`;
+}
+
+function isLoopback(host: string): boolean {
+  return host === 'localhost' || host === '::1' || /^127\.\d+\.\d+\.\d+$/.test(host);
+}
+
+/** Where a server is, without its credentials: for the log and for error messages. */
+export function addressOf(target: string | PostgresConfig): string {
+  if (typeof target === 'string') return withoutSecrets(target);
+  if ('connectionString' in target) return withoutSecrets(target.connectionString);
+  return `postgres://${target.host}:${target.port}/${target.database}`;
+}

@@ -1,0 +1,29 @@
+/** The PostgreSQL pool, with the settings that keep a frozen server from holding our connections for ever. */
+import { Pool } from 'pg';
+import type { PostgresConfig } from '../config.js';
+import type { Logger } from '../logger.js';
+
+export interface PoolOptions {
+  readonly max?: number;
+  /** Longest time for a statement, in milliseconds; after it the connection is given up. */
+  readonly timeoutMs?: number;
+}
+
+export function createPool(postgres: PostgresConfig, log: Logger, options: PoolOptions = {}): Pool {
+  const timeoutMs = options.timeoutMs ?? 10_000;
+  const pool = new Pool({
+    ...postgres,
+    max: options.max ?? 10,
+    connectionTimeoutMillis: 5_000,
+    idleTimeoutMillis: 30_000,
+    // The server ends what runs too long; our side gives up a connection whose server does not even do that.
+    statement_timeout: timeoutMs,
+    query_timeout: timeoutMs + 1_000,
+    keepAlive: true,
+    application_name: 'hybrid-cache-service',
+    allowExitOnIdle: true,
+  });
+  // An idle client that loses its server emits here; without a listener that would end the process.
+  pool.on('error', (error) => log.debug({ err: error }, 'idle database connection lost'));
+  return pool;
+}

@@ -1,0 +1,34 @@
+/** Brings a database up to date: our tables, and the queue's own where the queue is on PostgreSQL. */
+import { existsSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { runMigrations } from 'bullmq';
+import { drizzle } from 'drizzle-orm/node-postgres';
+import { migrate as applyMigrations } from 'drizzle-orm/node-postgres/migrator';
+import { Client } from 'pg';
+import type { PostgresConfig } from '../config.js';
+
+/** Any number that every process of this service agrees on: "hcs" and a version. */
+const MIGRATION_LOCK = 0x686373_01;
+
+/** Safe when several processes start at once: one migrates, the others wait for it and find nothing to do. */
+export async function migrate(postgres: PostgresConfig, options: { queueOnPostgres: boolean }): Promise<void> {
+  const client = new Client({ ...postgres, application_name: 'hybrid-cache-service migrate' });
+  client.on('error', () => undefined); // the query under way rejects with the same error
+  await client.connect();
+  try {
+    await client.query('select pg_advisory_lock($1)', [MIGRATION_LOCK]);
+    await client.query('set client_min_messages = warning');
+    await applyMigrations(drizzle(client), { migrationsFolder: migrationsFolder() });
+    if (options.queueOnPostgres) await runMigrations(client);
+  } finally {
+    await client.end();
+  }
+}
+
+/** The `drizzle/` folder beside `package.json`, from the sources as well as from the build. */
+function migrationsFolder(): string {
+  let folder = dirname(fileURLToPath(import.meta.url));
+  while (!existsSync(join(folder, 'package.json')) && dirname(folder) !== folder) folder = dirname(folder);
+  return join(folder, 'drizzle');
+}

@@ -1,0 +1,121 @@
+/** One function per thing that happens: its metric and its log line together. URLs, keys and ids go to the log only. */
+import type { TierName } from './errors.js';
+import type { KindName } from './kinds/kind.js';
+import { type Logger, withoutSecrets } from './logger.js';
+import type { EmbeddingStage, LookupResult, Metrics, RunResult, Stage } from './metrics.js';
+
+export type TierOperation = 'read' | 'write' | 'ping' | 'claim' | 'query';
+export type TierErrorReason = 'timeout' | 'connection' | 'refused' | 'corrupt' | 'other';
+
+interface JobFields {
+  readonly queue: string;
+  readonly jobId: string;
+  readonly tenantId: string;
+}
+
+interface CrawlEnd {
+  readonly outcome: 'stored' | 'skipped' | 'rejected';
+  readonly reason?: string;
+}
+
+export class Events {
+  constructor(
+    private readonly metrics: Metrics,
+    private readonly log: Logger,
+  ) {}
+
+  lookup(kind: KindName, result: LookupResult): void {
+    this.metrics.cacheRequests.inc({ kind, result });
+  }
+
+  backfilled(kind: KindName): void {
+    this.metrics.cacheBackfills.inc({ kind });
+  }
+
+  tierAnswered(tier: TierName, operation: TierOperation, seconds: number): void {
+    this.metrics.cacheOperation.observe({ tier, operation }, seconds);
+  }
+
+  /** One failed operation. An outage is reported once, by `tierDown`; this only counts, unless it is not an outage. */
+  tierFailed(tier: TierName, operation: TierOperation, reason: TierErrorReason, error?: unknown): void {
+    this.metrics.tierErrors.inc({ tier, operation, reason });
+    if (error) this.log.error({ tier, operation, err: error }, 'tier operation failed');
+  }
+
+  corruptEntry(tier: TierName, kind: KindName, key: string, error: unknown): void {
+    this.metrics.tierErrors.inc({ tier, operation: 'read', reason: 'corrupt' });
+    this.log.warn({ tier, kind, key, err: error }, 'corrupt cache entry, read as a miss');
+  }
+
+  tierDown(tier: TierName, reason: string): void {
+    this.metrics.tierUp.set({ tier }, 0);
+    const words = withoutSecrets(reason);
+    if (tier === 'redis') {
+      this.log.warn({ tier }, `Redis cache unavailable: ${words}. Falling back to PostgreSQL only.`);
+    } else {
+      this.log.warn({ tier }, `PostgreSQL cache unavailable: ${words}. Using Redis only.`);
+    }
+  }
+
+  /** `afterMs` is the length of the outage; `null` when the tier is up for the first time. */
+  tierUp(tier: TierName, afterMs: number | null): void {
+    this.metrics.tierUp.set({ tier }, 1);
+    if (afterMs === null) return;
+    const name = tier === 'redis' ? 'Redis' : 'PostgreSQL';
+    this.log.info({ tier, outageMs: Math.round(afterMs) }, `${name} cache available again.`);
+  }
+
+  fetched(seconds: number, bytes: number): void {
+    this.metrics.crawlFetch.observe(seconds);
+    this.metrics.crawlBytes.inc(bytes);
+  }
+
+  crawlStage(stage: Stage, seconds: number): void {
+    this.metrics.crawlStage.observe({ stage }, seconds);
+  }
+
+  crawled(job: JobFields, url: string, end: CrawlEnd): void {
+    this.metrics.crawlImages.inc({ outcome: end.outcome, reason: end.reason ?? '' });
+    this.log.info({ ...job, url, outcome: end.outcome, reason: end.reason }, 'image crawled');
+  }
+
+  embeddingStage(stage: EmbeddingStage, seconds: number): void {
+    this.metrics.embeddingStage.observe({ stage }, seconds);
+  }
+
+  embedded(job: JobFields, contentHash: string, end: { outcome: string; faces?: number }): void {
+    this.metrics.embeddingImages.inc({ outcome: end.outcome });
+    if (end.outcome === 'embedded') this.metrics.embeddingFaces.inc(end.faces ?? 0);
+    this.log.info({ ...job, contentHash, outcome: end.outcome, faces: end.faces }, 'image embedded');
+  }
+
+  jobStarted(queue: string, waitSeconds: number): void {
+    this.metrics.jobWait.observe({ queue }, waitSeconds);
+  }
+
+  jobRan(queue: string, outcome: string, result: RunResult, seconds: number): void {
+    this.metrics.jobDuration.observe({ queue, outcome }, seconds);
+    this.metrics.jobAttempts.inc({ queue, result });
+  }
+
+  jobFailed(job: JobFields, error: unknown, willRetry: boolean): void {
+    this.log.warn({ ...job, willRetry, err: error }, 'job failed');
+  }
+
+  jobHandedBack(job: JobFields, why: string, delayMs: number): void {
+    this.log.debug({ ...job, why, delayMs }, 'job handed back');
+  }
+
+  queueError(queue: string, error: unknown): void {
+    this.log.warn({ queue, err: error }, 'queue connection error');
+  }
+
+  swept(enqueued: number): void {
+    if (enqueued > 0) this.log.info({ enqueued }, 'enqueued embeddings that were missing');
+  }
+
+  /** Something beside the work went wrong and the service goes on: closing, sweeping, answering a probe. */
+  troubled(what: string, error: unknown): void {
+    this.log.warn({ what, err: error }, 'went on after an error');
+  }
+}

@@ -1,0 +1,86 @@
+/** What a kind of cached fact is. A kind is declared once; the tiers and the hybrid work from the declaration alone. */
+import { ArgumentError } from '../errors.js';
+
+/** Closed: these are the values of the metrics' `kind` label. */
+export const KIND_NAMES = [
+  'face_embedding',
+  'face_detection',
+  'perceptual_hash',
+  'crawl_url',
+  'crawl_content',
+  'rejection',
+] as const;
+export type KindName = (typeof KIND_NAMES)[number];
+
+/** A value column of the kind's table. `timestamp` values are milliseconds since the epoch on our side. */
+export interface Column {
+  readonly name: string;
+  readonly type: 'text' | 'integer' | 'bytea' | 'timestamp';
+}
+
+/** What a cell holds on our side. */
+export type Cell = string | number | Buffer | null;
+
+export interface Table {
+  readonly name: string;
+  /** The columns that follow `tenant_id` in the look-up, in the order of `Kind.key`. */
+  readonly key: readonly string[];
+  readonly columns: readonly Column[];
+  /**
+   * Set where a key may have several rows: the rest of the primary key, and the column whose greatest value marks the
+   * row that counts.
+   */
+  readonly versions?: { readonly primaryKey: readonly string[]; readonly newestBy: string };
+}
+
+export interface Kind<Key, Value> {
+  readonly name: KindName;
+  /** Which of the configured lifetimes in Redis applies. */
+  readonly ttl: 'embedding' | 'phash' | 'faceDetection' | 'crawl';
+  /** Part of the Redis key: raised whenever `encode` changes, so that no reader meets bytes it cannot read. */
+  readonly format: number;
+  readonly table: Table;
+  /** `replace`: the last writer wins. `keep`: the first one stays, and a later writer is told what stays. */
+  readonly onConflict: 'replace' | 'keep';
+  key(key: Key): readonly string[];
+  encode(value: Value): Buffer;
+  /** @throws on bytes that `encode` did not make. */
+  decode(bytes: Buffer): Value;
+  toRow(value: Value): readonly Cell[];
+  fromRow(cells: readonly Cell[]): Value;
+}
+
+/** A kind whose key and value types do not matter to the one who holds it. */
+export type AnyKind = Kind<unknown, unknown>;
+
+/** JSON as the Redis form of a kind whose values are small records. */
+export const jsonCodec = <Value>() => ({
+  encode: (value: Value): Buffer => Buffer.from(JSON.stringify(value)),
+  decode: (bytes: Buffer): Value => {
+    const value: unknown = JSON.parse(bytes.toString());
+    if (typeof value !== 'object' || value === null) throw new RangeError('not a record');
+    return value as Value;
+  },
+});
+
+const TENANT_ID = /^[A-Za-z0-9._-]{1,100}$/;
+const CONTENT_HASH = /^[0-9a-f]{64}$/;
+const MODEL = /^[A-Za-z0-9._@/-]{1,100}$/;
+
+/** @throws {ArgumentError} */
+export function checkTenantId(tenantId: unknown): string {
+  if (typeof tenantId === 'string' && TENANT_ID.test(tenantId)) return tenantId;
+  throw new ArgumentError('tenantId', 'expected 1 to 100 of letters, digits, ".", "_" and "-"');
+}
+
+/** @throws {ArgumentError} */
+export function checkContentHash(hash: unknown): string {
+  if (typeof hash === 'string' && CONTENT_HASH.test(hash)) return hash;
+  throw new ArgumentError('content', 'expected the bytes of an image, or its SHA-256 as 64 lower-case hex characters');
+}
+
+/** @throws {ArgumentError} */
+export function checkModel(model: unknown): string {
+  if (typeof model === 'string' && MODEL.test(model)) return model;
+  throw new ArgumentError('model', 'expected 1 to 100 of letters, digits, ".", "_", "-", "@" and "/"');
+}

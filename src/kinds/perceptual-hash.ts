@@ -1,0 +1,15 @@
+/** The perceptual hash of a content: opaque text of at most 128 characters; 16 hex characters are also indexed. */
+import { checkContentHash, type Kind } from './kind.js';
+
+export const perceptualHashes: Kind<string, string> = {
+  name: 'perceptual_hash',
+  ttl: 'phash',
+  format: 1,
+  table: { name: 'perceptual_hash_cache', key: ['content_hash'], columns: [{ name: 'phash', type: 'text' }] },
+  onConflict: 'replace',
+  key: (contentHash) => [checkContentHash(contentHash)],
+  encode: (phash) => Buffer.from(phash),
+  decode: (bytes) => bytes.toString(),
+  toRow: (phash) => [phash],
+  fromRow: ([phash]) => phash as string,
+};
