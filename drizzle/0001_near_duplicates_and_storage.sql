@@ -24,9 +24,9 @@ RETURN ((hash >> (48 - 16 * band)) & 65535)::integer;
 CREATE FUNCTION perceptual_hash_bands_add() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
   INSERT INTO perceptual_hash_bands (tenant_id, band, bits, phash, content_hash)
-  SELECT hashed.tenant_id, band, perceptual_hash_band(hashed.number, band), hashed.number, hashed.content_hash
+  SELECT hashed.tenant_id, n, perceptual_hash_band(hashed.number, n), hashed.number, hashed.content_hash
   FROM (SELECT tenant_id, content_hash, perceptual_hash_number(phash) AS number FROM new_rows) AS hashed,
-       generate_series(0, 3) AS band
+       generate_series(0, 3) AS n
   WHERE hashed.number IS NOT NULL
   ON CONFLICT DO NOTHING;
   RETURN NULL;
@@ -36,9 +36,9 @@ CREATE FUNCTION perceptual_hash_bands_remove() RETURNS trigger LANGUAGE plpgsql 
 BEGIN
   DELETE FROM perceptual_hash_bands AS bands
   USING (SELECT tenant_id, content_hash, perceptual_hash_number(phash) AS number FROM old_rows) AS hashed,
-        generate_series(0, 3) AS band
-  WHERE bands.tenant_id = hashed.tenant_id AND bands.band = band
-    AND bands.bits = perceptual_hash_band(hashed.number, band)
+        generate_series(0, 3) AS n
+  WHERE bands.tenant_id = hashed.tenant_id AND bands.band = n
+    AND bands.bits = perceptual_hash_band(hashed.number, n)
     AND bands.phash = hashed.number AND bands.content_hash = hashed.content_hash;
   RETURN NULL;
 END $$;

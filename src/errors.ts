@@ -41,7 +41,7 @@ export class ArgumentError extends Error {
   constructor(
     /** The argument as the caller knows it, such as `tenantId`. */
     readonly argument: string,
-    expectation: string,
+    readonly expectation: string,
   ) {
     super(`${argument}: ${expectation}`);
   }

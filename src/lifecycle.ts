@@ -6,8 +6,15 @@ export class Closer implements AsyncDisposable {
   #stack: { name: string; close: Close }[] = [];
   #closing: Promise<void> | undefined;
 
-  /** Registers the closing of a resource that is open now, and hands the resource through. */
+  /**
+   * Registers the closing of a resource that is open now, and hands the resource through. One that comes while closing
+   * is under way, because its opening was overtaken, is closed at once and refused.
+   */
   add<T>(name: string, resource: T, close: (resource: T) => Promise<unknown> | unknown): T {
+    if (this.#closing) {
+      this.#closing = this.#closing.then(async () => void (await close(resource)));
+      throw new Error(`${name} was opened while everything closes`);
+    }
     this.#stack.push({ name, close: () => close(resource) });
     return resource;
   }

@@ -2,7 +2,7 @@
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client';
 
 export type LookupResult = 'redis_hit' | 'postgres_hit' | 'miss' | 'error';
-export type Stage = 'lookup' | 'claim' | 'fetch' | 'process' | 'store' | 'record';
+export type Stage = 'lookup' | 'fetch' | 'process' | 'store' | 'record';
 export type EmbeddingStage = 'lookup' | 'load' | 'detect' | 'embed' | 'record';
 /** How a run of a job ended, seen by the queue. */
 export type RunResult = 'completed' | 'retried' | 'failed' | 'deferred' | 'handed_back';

@@ -5,6 +5,7 @@
  * Claims spare work; they guarantee nothing. A holder that outlives its lease meets the primary keys of the records.
  */
 import type { Pool } from 'pg';
+import { DeferredError } from '../errors.js';
 import type { Guard } from './guard.js';
 
 export interface Claim {
@@ -15,7 +16,7 @@ export interface Claim {
   readonly holder: string;
 }
 
-export type ClaimAnswer = { readonly taken: true } | { readonly taken: false; readonly heldForMs: number };
+type Taken = { readonly taken: true } | { readonly taken: false; readonly heldForMs: number };
 
 const TAKE = {
   name: 'claim_take',
@@ -44,11 +45,28 @@ export class Claims {
   ) {}
 
   /**
+   * Runs `work` while the claim is held, for at most `leaseMs`.
+   *
+   * @throws {DeferredError} where another holder has it: the caller should come back, and not wait in a slot
+   * @throws {TierUnavailableError}
+   */
+  async hold<T>(claim: Claim, leaseMs: number, work: () => Promise<T>): Promise<T> {
+    const answer = await this.take(claim, leaseMs);
+    if (!answer.taken) throw new DeferredError(comeBackAfter(answer.heldForMs), `${claim.subject} is claimed`);
+    try {
+      return await work();
+    } finally {
+      // A claim that could not be given back holds nobody up for longer than its lease, and its own job not at all.
+      await this.release(claim).catch(() => undefined);
+    }
+  }
+
+  /**
    * Takes the claim for `leaseMs`, unless another holder has it and its lease runs.
    *
    * @throws {TierUnavailableError}
    */
-  async take({ tenantId, subject, holder }: Claim, leaseMs: number): Promise<ClaimAnswer> {
+  async take({ tenantId, subject, holder }: Claim, leaseMs: number): Promise<Taken> {
     const values = [tenantId, subject, holder, leaseMs];
     const { rows } = await this.guard.run('claim', () =>
       this.pool.query<{ taken: boolean; held_for_ms: number | null }>({ ...TAKE, values }),
@@ -67,4 +85,9 @@ export class Claims {
     const text = "delete from claims where expires_at < now() - interval '1 hour'";
     await this.guard.run('claim', () => this.pool.query(text));
   }
+}
+
+/** As long again as the claim has been held: soon for work that just began, seldom for work that takes its time. */
+function comeBackAfter(heldForMs: number): number {
+  return Math.round(Math.min(Math.max(heldForMs, 200), 5_000) * (0.75 + Math.random() / 2));
 }

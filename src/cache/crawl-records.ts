@@ -2,7 +2,6 @@
  * What the crawl knows, strictly: these operations either speak for PostgreSQL or throw `TierUnavailableError`, since a
  * skip, a store and a rejection are promises. The library's boolean answers are made of them in `service.ts`.
  */
-import { createHash } from 'node:crypto';
 import { type RejectReason, TierUnavailableError } from '../errors.js';
 import {
   type CrawlContent,
@@ -13,6 +12,7 @@ import {
   type Rejection,
   rejections,
 } from '../kinds/crawl.js';
+import { sha256 } from '../kinds/identity.js';
 import { perceptualHashes } from '../kinds/perceptual-hash.js';
 import type { Answer, HybridCache } from './hybrid.js';
 import { type Entry, entry, lookup } from './tier.js';
@@ -100,10 +100,6 @@ export class CrawlRecords {
     if (!written.durable) throw new TierUnavailableError('postgres', 'the record could not be committed');
     return written.entries;
   }
-}
-
-export function sha256(data: string | Uint8Array): string {
-  return createHash('sha256').update(data).digest('hex');
 }
 
 function urlEntry(image: Omit<NewImage, 'phash'>, content: CrawlContent): Entry {

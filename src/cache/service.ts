@@ -1,7 +1,6 @@
 /** The library: the Python service's method names, in camelCase, over the hybrid cache. */
 import { z } from 'zod';
 import { type Config, readEnv, toConfig } from '../config.js';
-import { canonicalUrl } from '../crawl/url.js';
 import { ArgumentError, TierUnavailableError } from '../errors.js';
 import { Events } from '../events.js';
 import {
@@ -13,13 +12,15 @@ import {
   faceEmbedding,
   faceEmbeddings,
 } from '../kinds/faces.js';
+import { sha256 } from '../kinds/identity.js';
 import { checkContentHash, checkModel, checkTenantId, type Kind } from '../kinds/kind.js';
 import { BUILT_IN_MODELS, type FaceModels } from '../kinds/models.js';
 import { perceptualHashes } from '../kinds/perceptual-hash.js';
+import { canonicalUrl } from '../kinds/url.js';
 import { createLogger, type Logger } from '../logger.js';
 import { createMetrics, type Metrics } from '../metrics.js';
 import { type CacheConnection, connectCache } from './connect.js';
-import { CrawlRecords, sha256 } from './crawl-records.js';
+import { CrawlRecords } from './crawl-records.js';
 import { type NearDuplicate, searchNearDuplicates } from './near-duplicates.js';
 import { entry } from './tier.js';
 

@@ -1,0 +1,155 @@
+#!/usr/bin/env node
+/** The command line. The one file of `src/` that knows the workers; nothing imports it. */
+import { resolve } from 'node:path';
+import { Command, InvalidArgumentError } from 'commander';
+import { run } from '../workers/main.js';
+import { type App, connect } from './app.js';
+import { type Config, type Env, namesNoServer, readEnv, toConfig } from './config.js';
+import { isMigrated, migrate } from './db/migrate.js';
+import { demo } from './demo/demo.js';
+import { enqueueList } from './enqueue.js';
+import { ConfigError, reasonOf } from './errors.js';
+import { Closer, onShutdownSignal } from './lifecycle.js';
+import { findRunningStack, setOwnerAddress, startLocalStack } from './local/stack.js';
+import { QUEUE_NAMES, type QueueName } from './queues/contract.js';
+
+const LOCAL = resolve('.local');
+const say = (line: string) => process.stderr.write(`${line}\n`);
+
+const program = new Command('hybrid-cache')
+  .description('Crawls images, finds faces, and remembers every fact in one hybrid Redis + PostgreSQL cache.')
+  .version('0.1.0')
+  .showHelpAfterError();
+
+program
+  .command('start')
+  .description('serve the API and run all workers; brings its own servers where none is configured')
+  .action(() => service({ workers: QUEUE_NAMES, api: true, bringServers: true }));
+
+program
+  .command('serve')
+  .description('serve the API alone')
+  .action(() => service({ workers: [], api: true, bringServers: false }));
+
+program
+  .command('worker')
+  .description('run workers alone, with metrics and health on METRICS_PORT')
+  .argument('[queues...]', `of ${QUEUE_NAMES.join(', ')}; all where none is named`)
+  .action((queues: string[]) => service({ workers: queueNames(queues), api: false, bringServers: false }));
+
+program
+  .command('enqueue')
+  .description('enqueue the image URLs of a file, or of standard input (-), one a line')
+  .argument('<file>', 'a file, or - for standard input')
+  .requiredOption('--tenant <id>', 'whose images they are')
+  .option('--force', 'fetch also what is known')
+  .option('--wait', 'wait for the outcomes; exit 1 if any job failed')
+  .action(async (file: string, options: { tenant: string; force?: boolean; wait?: boolean }) => {
+    await using app = disposable(connect(await configured()));
+    process.exitCode = await enqueueList(app, file, options);
+  });
+
+program
+  .command('migrate')
+  .description('bring the database up to date; safe to run at any time, also by several at once')
+  .action(async () => {
+    const config = await configured();
+    await migrate(config.postgres, { queueOnPostgres: config.queue.backend === 'postgres' });
+    say('The database is up to date.');
+  });
+
+program
+  .command('demo')
+  .description('the whole story on this machine, with real photographs, leaving nothing behind')
+  .option('--keep', 'leave the service up until Ctrl-C')
+  .option('--json', 'print the figures as JSON')
+  .action(async ({ keep = false, json = false }: { keep?: boolean; json?: boolean }) => {
+    const stop = new AbortController();
+    let interrupted = false;
+    const story = demo({ keep, json, env: readEnv(), run: runAll, signal: stop.signal });
+    onShutdownSignal(async () => {
+      interrupted = !keep;
+      stop.abort();
+      await story;
+      return interrupted ? 130 : 0;
+    });
+    await story;
+  });
+
+program.parseAsync().then(
+  () => process.exit(),
+  (error: unknown) => {
+    say(error instanceof ConfigError ? error.message : `hybrid-cache: ${reasonOf(error)}`);
+    process.exit(1);
+  },
+);
+
+function runAll(app: App) {
+  return run(app, { workers: QUEUE_NAMES, api: true });
+}
+
+interface ServiceOptions {
+  readonly workers: readonly QueueName[];
+  readonly api: boolean;
+  readonly bringServers: boolean;
+}
+
+/** Runs until a signal; then drains, and ends its own servers last. */
+async function service({ workers, api, bringServers }: ServiceOptions): Promise<never> {
+  const closer = new Closer();
+  onShutdownSignal(() => closer.close().then(() => 0));
+  try {
+    const own = bringServers && namesNoServer(readEnv()) ? await ownServers(closer) : null;
+    const config = own ? toConfig(own.env) : await configured();
+    if (own) await migrate(config.postgres, { queueOnPostgres: config.queue.backend === 'postgres' });
+    else await refuseUnmigrated(config);
+    const running = closer.add('service', await run(connect(config), { workers, api }), (one) => one.stop());
+    if (own) await setOwnerAddress(own.stack, running.address);
+    return await new Promise<never>(() => undefined);
+  } catch (error) {
+    await closer.close();
+    throw error;
+  }
+}
+
+async function ownServers(closer: Closer) {
+  const stack = closer.add('local stack', await startLocalStack({ folder: LOCAL, announce: say }), (one) =>
+    one.close(),
+  );
+  say(stack.redis.detail);
+  return { stack, env: withLocalStore({ ...stack.env }) };
+}
+
+/** The configured servers, or those of the stack that `start` runs in this folder. */
+async function configured(): Promise<Config> {
+  if (!namesNoServer(readEnv())) return toConfig(readEnv());
+  const stack = await findRunningStack(LOCAL);
+  if (stack) return toConfig(withLocalStore({ ...stack.env }));
+  throw new ConfigError([
+    'no server is configured, and none runs in this folder: set DATABASE_URL and REDIS_URL (see .env.example), or run `npm start` here first',
+  ]);
+}
+
+function withLocalStore(servers: Env): Env {
+  const env = readEnv();
+  return { ...env, ...servers, STORAGE_URL: env.STORAGE_URL || `file:${resolve(LOCAL, 'objects')}` };
+}
+
+/** A database that cannot be asked may come up later; one that was never migrated does not get better by waiting. */
+async function refuseUnmigrated(config: Config): Promise<void> {
+  const migrated = await isMigrated(config.postgres).catch(() => true);
+  if (!migrated)
+    throw new Error('the database is not up to date: run `npm run db:migrate` (hybrid-cache migrate) first');
+}
+
+function queueNames(given: readonly string[]): QueueName[] {
+  const names = QUEUE_NAMES.filter((name) => given.length === 0 || given.includes(name));
+  const unknown = given.find((name) => !QUEUE_NAMES.some((known) => known === name));
+  if (unknown !== undefined)
+    throw new InvalidArgumentError(`unknown queue ${unknown}: name ${QUEUE_NAMES.join(' or ')}`);
+  return names;
+}
+
+function disposable(app: App): App & AsyncDisposable {
+  return { ...app, [Symbol.asyncDispose]: () => app.close() };
+}

@@ -1,0 +1,84 @@
+/** Who may do what: bearer tokens of tenants, `*` for everything, and the loopback rule where there are none. */
+import { createHash, timingSafeEqual } from 'node:crypto';
+import type { FastifyReply, FastifyRequest } from 'fastify';
+import type { ApiToken } from '../config.js';
+import { HttpProblem, notFound } from './problem.js';
+
+/** What a request's token opens. */
+export interface Access {
+  mayUse(tenantId: string): boolean;
+  readonly all: boolean;
+}
+
+const EVERYTHING: Access = { mayUse: () => true, all: true };
+
+const LOOPBACK_HOST = /^(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?$/i;
+
+export class AccessRules {
+  readonly #tokens: readonly { readonly digest: Buffer; readonly tenant: string }[];
+
+  constructor(tokens: readonly ApiToken[]) {
+    this.#tokens = tokens.map(({ token, tenant }) => ({ digest: digestOf(token), tenant }));
+  }
+
+  /**
+   * What the request may use.
+   *
+   * @throws {HttpProblem} 401 without a known token; 421 where no token is set and a browser was led here under another
+   * name (DNS rebinding)
+   */
+  of(request: FastifyRequest): Access {
+    if (this.#tokens.length === 0) return openOnLoopback(request);
+    const given = bearer(request);
+    const access = given === null ? null : this.#opened(given);
+    if (!access) throw new HttpProblem(401, 'send a token of API_TOKENS as "Authorization: Bearer …"');
+    return access;
+  }
+
+  /** The tenant, where the request may use it. @throws {HttpProblem} 404 as if it were absent */
+  tenant(request: FastifyRequest, tenantId: string): string {
+    if (!this.of(request).mayUse(tenantId)) throw notFound();
+    return tenantId;
+  }
+
+  /** HTTP Basic for people at the dashboard: any name, and a `*` token as the password. */
+  async dashboard(request: FastifyRequest, reply: FastifyReply): Promise<void> {
+    if (this.#tokens.length === 0) return void openOnLoopback(request);
+    const password = basicPassword(request);
+    if (password !== null && this.#opened(password)?.all) return;
+    reply.header('www-authenticate', 'Basic realm="dashboard", charset="UTF-8"');
+    await reply.code(401).send('The dashboard needs a token for all tenants as the password.');
+  }
+
+  /** Compares with every token, in a time that tells nothing about which one came close. */
+  #opened(given: string): Access | null {
+    const digest = digestOf(given);
+    const tenants = new Set<string>();
+    for (const token of this.#tokens) {
+      if (timingSafeEqual(token.digest, digest)) tenants.add(token.tenant);
+    }
+    if (tenants.has('*')) return EVERYTHING;
+    return tenants.size > 0 ? { mayUse: (tenantId) => tenants.has(tenantId), all: false } : null;
+  }
+}
+
+function openOnLoopback(request: FastifyRequest): Access {
+  if (LOOPBACK_HOST.test(request.headers.host ?? '')) return EVERYTHING;
+  throw new HttpProblem(421, 'without API_TOKENS this server answers to loopback names alone');
+}
+
+function digestOf(text: string): Buffer {
+  return createHash('sha256').update(text).digest();
+}
+
+function bearer({ headers }: FastifyRequest): string | null {
+  return /^Bearer +(\S+)$/i.exec(headers.authorization ?? '')?.[1] ?? null;
+}
+
+function basicPassword({ headers }: FastifyRequest): string | null {
+  const encoded = /^Basic +(\S+)$/i.exec(headers.authorization ?? '')?.[1];
+  if (!encoded) return null;
+  const pair = Buffer.from(encoded, 'base64').toString();
+  const cut = pair.indexOf(':');
+  return cut < 0 ? null : pair.slice(cut + 1);
+}

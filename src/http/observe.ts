@@ -1,0 +1,69 @@
+/** What operators look at: metrics, health and the queue dashboard. */
+import { createBullBoard } from '@bull-board/api';
+import { BullMQAdapter } from '@bull-board/api/bullMQAdapter';
+import { FastifyAdapter } from '@bull-board/fastify';
+import type { FastifyInstance } from 'fastify';
+import { Gauge } from 'prom-client';
+import { type App, readiness } from '../app.js';
+import { QUEUE_NAMES } from '../queues/contract.js';
+import type { AccessRules } from './access.js';
+
+/** Open to whoever reaches the port: no tenant's data is in them. */
+export function healthRoutes(server: FastifyInstance, app: App): void {
+  // Alive means that this process answers; an outage elsewhere must not have the whole fleet restarted.
+  server.get('/healthz', async () => ({ status: 'ok' }));
+
+  server.get('/readyz', async (_request, reply) => {
+    const { ready, degraded } = await readiness(app);
+    return reply.code(ready ? 200 : 503).send({ status: ready ? 'ready' : 'unavailable', degraded });
+  });
+
+  server.get('/metrics', async (_request, reply) => {
+    const { registry } = app.metrics;
+    return reply.type(registry.contentType).send(await registry.metrics());
+  });
+}
+
+/**
+ * Gauges that are read from the queues' store at each scrape. Only processes that serve the API have them, so that N
+ * scraped processes do not count N times. A store that is away leaves its gauges out.
+ */
+export function storeGauges({ metrics, queues }: App): void {
+  const registers = [metrics.registry];
+  new Gauge({
+    name: 'bullmq_job_count',
+    help: 'Jobs by queue and state.',
+    labelNames: ['queue', 'state'],
+    registers,
+    async collect() {
+      this.reset();
+      for (const queue of QUEUE_NAMES) {
+        const counts = await queues.counts(queue).catch(() => ({}));
+        for (const [state, count] of Object.entries(counts)) this.set({ queue, state }, count);
+      }
+    },
+  });
+  new Gauge({
+    name: 'queue_oldest_waiting_seconds',
+    help: 'How long the longest waiting job has waited.',
+    labelNames: ['queue'],
+    registers,
+    async collect() {
+      this.reset();
+      for (const queue of QUEUE_NAMES) {
+        const seconds = await queues.oldestWaitingSeconds(queue).catch(() => null);
+        if (seconds !== null) this.set({ queue }, seconds);
+      }
+    },
+  });
+}
+
+export async function dashboard(server: FastifyInstance, app: App, access: AccessRules): Promise<void> {
+  const adapter = new FastifyAdapter();
+  adapter.setBasePath('/dashboard');
+  createBullBoard({ queues: app.queues.all.map((queue) => new BullMQAdapter(queue)), serverAdapter: adapter });
+  await server.register(async (scope) => {
+    scope.addHook('onRequest', (request, reply) => access.dashboard(request, reply));
+    await scope.register(adapter.registerPlugin(), { prefix: '/dashboard' });
+  });
+}

@@ -1,0 +1,70 @@
+/** Errors as `application/problem+json` (RFC 9457): one place that says what a caller is told. */
+import type { FastifyError, FastifyInstance, FastifyReply } from 'fastify';
+import type { z } from 'zod';
+import type { App } from '../app.js';
+import { ArgumentError, TierUnavailableError } from '../errors.js';
+import { firstProblem } from '../queues/contract.js';
+import { QueueUnavailableError } from '../queues/index.js';
+
+const TITLES: Readonly<Record<number, string>> = {
+  400: 'Bad Request',
+  401: 'Unauthorized',
+  404: 'Not Found',
+  413: 'Content Too Large',
+  415: 'Unsupported Media Type',
+  421: 'Misdirected Request',
+  500: 'Internal Server Error',
+  503: 'Service Unavailable',
+};
+
+/** An answer that a route gives up with. */
+export class HttpProblem extends Error {
+  override readonly name = 'HttpProblem';
+  constructor(
+    readonly status: number,
+    readonly detail: string,
+    /** The part of the request that is wrong. */
+    readonly field?: string,
+  ) {
+    super(detail);
+  }
+}
+
+/** Absent, and not yours, are one answer: nobody learns what another tenant has. */
+export function notFound(): HttpProblem {
+  return new HttpProblem(404, 'nothing is here');
+}
+
+/** The request's part as `schema` reads it, or a 400 that names the field. */
+export function parsed<T>(schema: z.ZodType<T>, part: unknown): T {
+  const result = schema.safeParse(part);
+  if (result.success) return result.data;
+  const { field, expectation } = firstProblem(result.error);
+  throw new HttpProblem(400, `${field}: ${expectation}`, field);
+}
+
+export function answerWithProblems(server: FastifyInstance, app: App): void {
+  server.setNotFoundHandler((_request, reply) => send(reply, notFound()));
+  server.setErrorHandler((error: FastifyError, request, reply) => {
+    const problem = toProblem(error);
+    if (problem.status === 500) app.log.error({ err: error, requestId: request.id }, 'request failed');
+    return send(reply, problem);
+  });
+}
+
+function toProblem(error: FastifyError): HttpProblem {
+  if (error instanceof HttpProblem) return error;
+  if (error instanceof ArgumentError) return new HttpProblem(400, error.message, error.argument);
+  if (error instanceof QueueUnavailableError) return new HttpProblem(503, error.message);
+  if (error instanceof TierUnavailableError) return new HttpProblem(503, 'the cache is unavailable: try again soon');
+  const status = error.statusCode ?? 500;
+  // Fastify's own refusals (size, type, JSON) say what was wrong; anything else may say too much.
+  return status < 500 ? new HttpProblem(status, error.message) : new HttpProblem(500, 'something went wrong here');
+}
+
+function send(reply: FastifyReply, { status, detail, field }: HttpProblem): FastifyReply {
+  if (status === 401) reply.header('www-authenticate', 'Bearer');
+  if (status === 503) reply.header('retry-after', '5');
+  const body = { type: 'about:blank', title: TITLES[status] ?? 'Error', status, detail, ...(field ? { field } : {}) };
+  return reply.code(status).type('application/problem+json').send(JSON.stringify(body));
+}

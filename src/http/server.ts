@@ -1,0 +1,36 @@
+/** The HTTP server: routes, limits, errors. `api: false` serves an operator's routes alone, for a worker process. */
+import fastify, { type FastifyInstance } from 'fastify';
+import type { App } from '../app.js';
+import { AccessRules } from './access.js';
+import { imageRoutes } from './images.js';
+import { jobRoutes } from './jobs.js';
+import { dashboard, healthRoutes, storeGauges } from './observe.js';
+import { answerWithProblems } from './problem.js';
+
+const BODY_BYTES = 1024 * 1024;
+
+export async function createServer(app: App, { api }: { api: boolean }): Promise<FastifyInstance> {
+  const server = fastify({
+    bodyLimit: BODY_BYTES,
+    // A client that takes for ever to send its request holds a socket, not a job.
+    requestTimeout: 60_000,
+    forceCloseConnections: true,
+    logger: false,
+  });
+  // A form or plain text would pass a browser's cross-origin rules; JSON alone does not.
+  server.removeContentTypeParser('text/plain');
+  answerWithProblems(server, app);
+  healthRoutes(server, app);
+  if (!api) return server;
+  const access = new AccessRules(app.config.http.tokens);
+  storeGauges(app);
+  jobRoutes(server, app, access);
+  imageRoutes(server, app, access);
+  await dashboard(server, app, access);
+  return server;
+}
+
+/** Listens and returns the address that others reach it by. */
+export async function listen(server: FastifyInstance, host: string, port: number): Promise<string> {
+  return server.listen({ host, port });
+}

@@ -1,0 +1,102 @@
+/**
+ * Where the queues live: Redis or PostgreSQL, both BullMQ's own. Everything the two need differently stands here; what
+ * a queue promises is the same on both.
+ */
+import { createPostgresBackend, type Processor, Queue, QueueEvents, Worker, type WorkerOptions } from 'bullmq';
+import type { Config, PostgresConfig } from '../config.js';
+import { RetryableError } from '../errors.js';
+import type { Events } from '../events.js';
+import type { QueueName } from './contract.js';
+
+export interface BackendOptions {
+  /** Namespace: the key prefix in Redis, the schema in PostgreSQL. Other BullMQ clients use the same. */
+  readonly namespace?: string | undefined;
+  /** First wait between attempts, in milliseconds; doubled each time. */
+  readonly retryBaseMs?: number | undefined;
+}
+
+export interface QueueBackend {
+  /** For producers: an operation fails fast while the store is away. */
+  queue(name: QueueName): Queue;
+  /** For workers: waits for the store. Does not take jobs before `run()`. */
+  worker(name: QueueName, processor: Processor, concurrency: number): Worker;
+  events(name: QueueName): QueueEvents;
+}
+
+/**
+ * A killed worker's job runs again after `lockDuration` and at most one check more: 12 s. Deaths never fail a job:
+ * somebody else killed the worker, and the next attempt may well succeed.
+ */
+const RECOVERY = { lockDuration: 8_000, stalledInterval: 4_000, maxStalledCount: Number.MAX_SAFE_INTEGER };
+/** How soon a worker tries again after the store failed it, in milliseconds. */
+const STORE_RETRY_MS = 1_000;
+const RETRY_BASE_MS = 10_000;
+const RETRY_LIMIT_MS = 3_600_000;
+
+export function createQueueBackend(config: Config, events: Events, options: BackendOptions = {}): QueueBackend {
+  const retryBaseMs = options.retryBaseMs ?? RETRY_BASE_MS;
+  const workerOptions = (concurrency: number): ReturnType<WorkerSettings> => ({
+    ...RECOVERY,
+    concurrency,
+    autorun: false,
+    runRetryDelay: STORE_RETRY_MS,
+    settings: {
+      backoffStrategy: (attempts: number, _type?: string, error?: Error) => waitBefore(attempts, error, retryBaseMs),
+    },
+  });
+  return config.queue.backend === 'redis'
+    ? onRedis(config.queue.url, options.namespace ?? 'bull', workerOptions, events)
+    : onPostgres(config.postgres, options.namespace ?? 'bullmq', workerOptions, events);
+}
+
+type WorkerSettings = (concurrency: number) => Omit<WorkerOptions, 'connection'>;
+
+/** The wait before the next attempt: what the origin asked for, else exponential with half of it left to chance. */
+export function waitBefore(attemptsMade: number, error: Error | undefined, baseMs: number): number {
+  if (error instanceof RetryableError && error.retryAfterMs !== undefined) {
+    return Math.min(error.retryAfterMs, RETRY_LIMIT_MS);
+  }
+  const full = Math.min(baseMs * 2 ** (attemptsMade - 1), RETRY_LIMIT_MS);
+  return Math.round(full * (0.5 + Math.random() / 2));
+}
+
+function onRedis(url: string, prefix: string, settings: WorkerSettings, events: Events): QueueBackend {
+  const waiting = { url, maxRetriesPerRequest: null, retryStrategy: (times: number) => Math.min(50 * times, 1000) };
+  const failingFast = { ...waiting, maxRetriesPerRequest: 1, enableOfflineQueue: false };
+  return {
+    queue: (name) => heard(name, events, new Queue(name, { connection: failingFast, prefix })),
+    worker: (name, processor, concurrency) =>
+      heard(name, events, new Worker(name, processor, { ...settings(concurrency), connection: waiting, prefix })),
+    events: (name) => heard(name, events, new QueueEvents(name, { connection: waiting, prefix })),
+  };
+}
+
+function onPostgres(postgres: PostgresConfig, schema: string, settings: WorkerSettings, events: Events): QueueBackend {
+  const shared = {
+    ...postgres,
+    schema,
+    application_name: 'hybrid-cache-service queue',
+    connectionTimeoutMillis: 5_000,
+  };
+  const pool = (max: number) => ({ connection: { ...shared, max } });
+  // BullMQ's classes carry their backend in a type parameter that defaults to Redis; what we use of them is common.
+  return {
+    queue: (name) => heard(name, events, new Queue(name, pool(4), createPostgresBackend)) as unknown as Queue,
+    worker: (name, processor, concurrency) => {
+      const options = { ...settings(concurrency), ...pool(10) };
+      return heard(name, events, new Worker(name, processor, options, createPostgresBackend)) as unknown as Worker;
+    },
+    events: (name) =>
+      heard(name, events, new QueueEvents(name, pool(2), createPostgresBackend)) as unknown as QueueEvents,
+  };
+}
+
+/** Without a listener the first lost connection would end the process. BullMQ reconnects by itself. */
+function heard<T extends { on(event: 'error', listener: (error: Error) => void): unknown }>(
+  name: QueueName,
+  events: Events,
+  emitter: T,
+): T {
+  emitter.on('error', (error) => events.queueError(name, error));
+  return emitter;
+}

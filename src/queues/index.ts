@@ -1,0 +1,129 @@
+/** All queues, as a producer or an onlooker sees them: enqueue, look at a job, count. */
+import type { Job, Queue } from 'bullmq';
+import { within } from '../lifecycle.js';
+import type { QueueBackend } from './backend.js';
+import { jobOptions, QUEUE_NAMES, type QueueContract, type QueueName } from './contract.js';
+
+/** The queue's store did not take it in time; nothing is known to be enqueued. */
+export class QueueUnavailableError extends Error {
+  override readonly name = 'QueueUnavailableError';
+  constructor(options?: ErrorOptions) {
+    super('the queue is unavailable: try again in a few seconds', options);
+  }
+}
+
+/** What a producer is told within, and the most jobs of one round trip. */
+const DEADLINE_MS = 900;
+const BATCH = 1_000;
+/** A batch of many jobs may take longer than a single one. */
+const BATCH_DEADLINE_MS = 5_000;
+
+export interface JobView {
+  readonly queue: QueueName;
+  readonly id: string;
+  /** As BullMQ names it. */
+  readonly state: string;
+  readonly outcome: unknown;
+  readonly attempts: number;
+  readonly error: string | null;
+  readonly tenantId: unknown;
+}
+
+export class Queues {
+  readonly #queues: ReadonlyMap<QueueName, Queue>;
+
+  constructor(backend: QueueBackend) {
+    this.#queues = new Map(QUEUE_NAMES.map((name) => [name, backend.queue(name)]));
+  }
+
+  get all(): readonly Queue[] {
+    return [...this.#queues.values()];
+  }
+
+  get(name: QueueName): Queue {
+    const queue = this.#queues.get(name);
+    if (!queue) throw new Error(`queue ${name} is not among QUEUE_NAMES`);
+    return queue;
+  }
+
+  /**
+   * Enqueues payloads that are checked already; a payload whose twin waits or runs gets the twin's id.
+   *
+   * @returns the jobs' ids, in the order of the payloads
+   * @throws {QueueUnavailableError} within a second where the store is away
+   */
+  async enqueue<Payload>(contract: QueueContract<Payload>, payloads: readonly Payload[]): Promise<string[]> {
+    const queue = this.get(contract.name);
+    const ids: string[] = [];
+    await reachable(queue);
+    for (let from = 0; from < payloads.length; from += BATCH) {
+      const jobs = payloads.slice(from, from + BATCH).map((data) => ({
+        name: contract.name,
+        data,
+        opts: jobOptions(contract, data),
+      }));
+      const added = await answered(queue.addBulk(jobs), payloads.length > 1 ? BATCH_DEADLINE_MS : DEADLINE_MS);
+      ids.push(...added.map((job) => String(job.id)));
+    }
+    return ids;
+  }
+
+  /** `null` for an unknown job. @throws {QueueUnavailableError} */
+  async job(name: QueueName, id: string): Promise<JobView | null> {
+    const job = (await answered(this.get(name).getJob(id), DEADLINE_MS)) as Job | undefined;
+    if (!job) return null;
+    const state = await answered(job.getState(), DEADLINE_MS);
+    return {
+      queue: name,
+      id,
+      state,
+      outcome: state === 'completed' ? job.returnvalue : null,
+      attempts: job.attemptsMade,
+      error: job.failedReason || null,
+      tenantId: job.data?.tenantId,
+    };
+  }
+
+  /** Jobs by state. */
+  async counts(name: QueueName): Promise<Record<string, number>> {
+    return answered(this.get(name).getJobCounts(), DEADLINE_MS);
+  }
+
+  /** Seconds that the longest waiting job has waited; 0 where none waits. */
+  async oldestWaitingSeconds(name: QueueName): Promise<number> {
+    const [oldest] = await answered(this.get(name).getJobs(['waiting'], 0, 0, true), DEADLINE_MS);
+    return oldest ? Math.max(0, (Date.now() - oldest.timestamp) / 1000) : 0;
+  }
+
+  /** Whether the store answers within a second. */
+  async isUp(): Promise<boolean> {
+    const [queue] = this.all;
+    if (!queue) return false;
+    return answered(queue.count(), DEADLINE_MS).then(
+      () => true,
+      () => false,
+    );
+  }
+
+  async close(): Promise<void> {
+    await Promise.all(this.all.map((queue) => within(DEADLINE_MS, queue.close(), undefined)));
+  }
+}
+
+/** A store that does not answer at all is found out with one cheap question, before a batch of work is sent. */
+async function reachable(queue: Queue): Promise<void> {
+  await answered(queue.count(), DEADLINE_MS);
+}
+
+const LATE = Symbol('late');
+
+async function answered<T>(work: Promise<T>, ms: number): Promise<T> {
+  const result = await within(ms, work, LATE).catch((error: unknown) => {
+    throw new QueueUnavailableError({ cause: error });
+  });
+  if (result === LATE) {
+    work.catch(() => undefined); // nobody waits for it any more
+    throw new QueueUnavailableError();
+  }
+  return result;
+}

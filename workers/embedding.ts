@@ -1,0 +1,152 @@
+/** The embedding job: the faces of one stored image, found and embedded once per model. */
+import { performance } from 'node:perf_hooks';
+import type { Claims } from '../src/cache/claims.js';
+import type { CrawlRecords } from '../src/cache/crawl-records.js';
+import type { Answer, HybridCache } from '../src/cache/hybrid.js';
+import { entry } from '../src/cache/tier.js';
+import { RejectedError, type RejectReason, RetryableError, TierUnavailableError } from '../src/errors.js';
+import type { Events } from '../src/events.js';
+import type { FaceEngine, Pixels } from '../src/faces/engine.js';
+import { decodePixels, FACE_SIDE } from '../src/images/image.js';
+import type { CrawlContent } from '../src/kinds/crawl.js';
+import {
+  type FaceDetection,
+  type FaceEmbedding,
+  type FacesKey,
+  faceDetections,
+  faceEmbeddings,
+} from '../src/kinds/faces.js';
+import type { Kind } from '../src/kinds/kind.js';
+import type { EmbeddingStage } from '../src/metrics.js';
+import type { EmbeddingPayload } from '../src/queues/embedding.js';
+import type { ObjectStore } from '../src/storage/object-store.js';
+import type { Run } from './run.js';
+
+export type EmbeddingOutcome =
+  | { readonly outcome: 'embedded' | 'cached'; readonly faces: number; readonly model: string }
+  | { readonly outcome: 'rejected'; readonly reason: RejectReason; readonly detail: string };
+
+export interface EmbeddingTools {
+  readonly hybrid: HybridCache;
+  readonly records: CrawlRecords;
+  readonly claims: Claims;
+  readonly objects: ObjectStore;
+  readonly engine: FaceEngine;
+  readonly events: Events;
+  readonly maxPixels: number;
+  readonly leaseMs: number;
+}
+
+interface Step extends EmbeddingTools, Run {
+  readonly job: EmbeddingPayload;
+}
+
+export async function embed(job: EmbeddingPayload, run: Run, tools: EmbeddingTools): Promise<EmbeddingOutcome> {
+  const step: Step = { ...tools, ...run, job };
+  const outcome = await rememberingRejections(step, () => embedImage(step));
+  const fields = { queue: 'embedding', jobId: run.jobId, tenantId: job.tenantId };
+  tools.events.embedded(fields, job.contentHash, outcome);
+  return outcome;
+}
+
+async function embedImage(step: Step): Promise<EmbeddingOutcome> {
+  const known = await knownEmbeddings(step);
+  if (known) return known;
+  const content = await knownContent(step);
+  return claimed(step, async () => {
+    const knownByNow = await knownEmbeddings(step);
+    if (knownByNow) return knownByNow;
+    const image = await load(step, content);
+    const found = await detectFaces(step, image);
+    const faces = await embedFaces(step, image, found);
+    await record(step, faceEmbeddings, step.engine.models.embedding, faces);
+    return { outcome: 'embedded', faces: faces.length, model: step.engine.models.embedding };
+  });
+}
+
+async function knownEmbeddings(step: Step): Promise<EmbeddingOutcome | null> {
+  const faces = await lookUp(step, faceEmbeddings, step.engine.models.embedding);
+  return faces && { outcome: 'cached', faces: faces.length, model: step.engine.models.embedding };
+}
+
+async function knownContent({ records, job }: Step): Promise<CrawlContent> {
+  const content = await records.content(job.tenantId, job.contentHash);
+  if (!content) throw new RejectedError('unknown-image', 'the tenant has no image with this content hash');
+  return content;
+}
+
+async function load(step: Step, content: CrawlContent): Promise<Pixels> {
+  return timed(step, 'load', async () => {
+    const bytes = await step.objects.get(content.rawKey);
+    if (!bytes) throw new RetryableError('storage', 'the object of a recorded image is missing');
+    return decodePixels(bytes, { maxPixels: step.maxPixels, maxSide: FACE_SIDE });
+  });
+}
+
+/** Detections are facts of their own, so that a new embedder reuses them. */
+async function detectFaces(step: Step, image: Pixels): Promise<FaceDetection[]> {
+  const model = step.engine.models.detection;
+  const known = await lookUp(step, faceDetections, model);
+  if (known) return known;
+  const found = await timed(step, 'detect', () => computed(step, step.engine.detect(image, step.signal)));
+  await record(step, faceDetections, model, found);
+  return found;
+}
+
+async function embedFaces(step: Step, image: Pixels, found: FaceDetection[]): Promise<FaceEmbedding[]> {
+  if (found.length === 0) return [];
+  return timed(step, 'embed', () => computed(step, step.engine.embed(image, found, step.signal)));
+}
+
+async function computed<T>({ signal }: Step, work: Promise<T>): Promise<T> {
+  try {
+    return await work;
+  } catch (error) {
+    if (signal.aborted || error instanceof RejectedError) throw error;
+    throw new RetryableError('engine', 'the face engine failed', { cause: error });
+  }
+}
+
+async function lookUp<Faces>(step: Step, kind: Kind<FacesKey, Faces>, model: string): Promise<Faces | null> {
+  const { tenantId, contentHash } = step.job;
+  const answer: Answer<Faces> = await timed(step, 'lookup', () =>
+    step.hybrid.read(tenantId, kind, { contentHash, model }),
+  );
+  if (answer.state === 'unknown') throw new TierUnavailableError('postgres', 'the faces could not be looked up');
+  return answer.state === 'hit' ? answer.value : null;
+}
+
+async function record<Faces>(step: Step, kind: Kind<FacesKey, Faces>, model: string, faces: Faces): Promise<void> {
+  const { tenantId, contentHash } = step.job;
+  const entries = [entry(kind, { contentHash, model }, faces)];
+  const written = await timed(step, 'record', () => step.hybrid.write(tenantId, entries, { hotWithoutDurable: true }));
+  if (!written.durable) throw new TierUnavailableError('postgres', 'the faces could not be committed');
+}
+
+async function claimed(step: Step, work: () => Promise<EmbeddingOutcome>): Promise<EmbeddingOutcome> {
+  const { tenantId, contentHash } = step.job;
+  const subject = `faces:${step.engine.models.embedding}:${contentHash}`;
+  return step.claims.hold({ tenantId, subject, holder: step.jobId }, step.leaseMs, work);
+}
+
+async function rememberingRejections(step: Step, work: () => Promise<EmbeddingOutcome>): Promise<EmbeddingOutcome> {
+  try {
+    return await work();
+  } catch (error) {
+    if (!(error instanceof RejectedError)) throw error;
+    const { reason, detail } = error;
+    const { tenantId, contentHash } = step.job;
+    await step.records.reject(tenantId, { contentHash }, { reason, detail, jobId: step.jobId });
+    return { outcome: 'rejected', reason, detail };
+  }
+}
+
+async function timed<T>(step: Step, stage: EmbeddingStage, work: () => Promise<T>): Promise<T> {
+  step.signal.throwIfAborted();
+  const started = performance.now();
+  try {
+    return await work();
+  } finally {
+    step.events.embeddingStage(stage, (performance.now() - started) / 1000);
+  }
+}

@@ -1,0 +1,112 @@
+/**
+ * Around every processor: check the payload, time the run, report the outcome, and translate an error into the queue's
+ * verb. The only place that knows both our errors and BullMQ's.
+ *
+ *     payload is malformed          fails at once, unretried, naming the field
+ *     DeferredError                 delayed, no attempt spent
+ *     Tier-, QueueUnavailableError  delayed, no attempt spent: an outage of ours fails no job
+ *     shutdown while it ran         delayed, no attempt spent
+ *     anything else                 an attempt is spent; retried with backoff; failed when none is left
+ *
+ * `RejectedError` is not here: it is an outcome, and the jobs themselves make it one.
+ */
+import { performance } from 'node:perf_hooks';
+import { DelayedError, type Job, type Processor, UnrecoverableError } from 'bullmq';
+import { DeferredError, TierUnavailableError } from '../src/errors.js';
+import type { Events } from '../src/events.js';
+import { BACKOFF, firstProblem, type QueueContract } from '../src/queues/contract.js';
+import { QueueUnavailableError } from '../src/queues/index.js';
+
+/** What a processor gets besides its payload. */
+export interface Run {
+  /** Identity of the job, the same for all its attempts and never another job's. */
+  readonly jobId: string;
+  /** What `remember` kept, from an earlier run of this job; empty in the first. */
+  readonly remembered: Readonly<Record<string, unknown>>;
+  /** Keeps something for the job's next run, where this one has to be put off. */
+  remember(fact: Readonly<Record<string, unknown>>): Promise<void>;
+  /** Fires when the work should stop: the process shuts down, or the job was cancelled or lost its lock. */
+  readonly signal: AbortSignal;
+}
+
+export type Perform<Payload, Outcome> = (payload: Payload, run: Run) => Promise<Outcome>;
+
+/** The wait after an outage was noticed, in milliseconds; workers do not take jobs meanwhile anyway. */
+const OUTAGE_DELAY_MS = 2_000;
+
+export function processorOf<Payload, Outcome extends { outcome: string }>(
+  contract: QueueContract<Payload>,
+  perform: Perform<Payload, Outcome>,
+  events: Events,
+  shutdown: AbortSignal,
+): Processor {
+  return async (job, token, cancelled) => {
+    const payload = checked(contract, job);
+    adoptRetryPolicy(contract, job);
+    if (job.attemptsStarted <= 1) events.jobStarted(contract.name, Math.max(0, (Date.now() - job.timestamp) / 1000));
+    const signal = cancelled ? AbortSignal.any([shutdown, cancelled]) : shutdown;
+    const started = performance.now();
+    const seconds = () => (performance.now() - started) / 1000;
+    try {
+      const outcome = await perform(payload, runOf(job, signal));
+      events.jobRan(contract.name, outcome.outcome, 'completed', seconds());
+      return outcome;
+    } catch (error) {
+      const delayMs = handBackDelay(error, shutdown);
+      if (delayMs !== null) {
+        events.jobRan(contract.name, 'none', error instanceof DeferredError ? 'deferred' : 'handed_back', seconds());
+        events.jobHandedBack(fieldsOf(job), String(error), delayMs);
+        return handBack(job, token, delayMs);
+      }
+      const willRetry = job.attemptsMade + 1 < (job.opts.attempts ?? 1);
+      events.jobRan(contract.name, 'none', willRetry ? 'retried' : 'failed', seconds());
+      events.jobFailed(fieldsOf(job), error, willRetry);
+      throw error;
+    }
+  };
+}
+
+export function fieldsOf(job: Job): { queue: string; jobId: string; tenantId: string } {
+  return { queue: job.queueName, jobId: String(job.id), tenantId: String(job.data?.tenantId) };
+}
+
+function runOf(job: Job, signal: AbortSignal): Run {
+  const { progress } = job;
+  return {
+    jobId: identityOf(job),
+    remembered: typeof progress === 'object' ? (progress as Record<string, unknown>) : {},
+    remember: (fact) => job.updateProgress({ ...fact }),
+    signal,
+  };
+}
+
+/** A queue that lost its data counts ids anew: with its time of birth, an id names one job for ever. */
+function identityOf(job: Job): string {
+  return `${job.id}@${job.timestamp}`;
+}
+
+function checked<Payload>(contract: QueueContract<Payload>, job: Job): Payload {
+  const parsed = contract.payload.safeParse(job.data);
+  if (parsed.success) return parsed.data;
+  const { field, expectation } = firstProblem(parsed.error);
+  throw new UnrecoverableError(`invalid payload: ${field}: ${expectation}`);
+}
+
+/** A job of another client that says nothing about retries gets the queue's own policy. */
+function adoptRetryPolicy<Payload>(contract: QueueContract<Payload>, job: Job): void {
+  job.opts.attempts ||= contract.attempts;
+  job.opts.backoff ||= BACKOFF;
+}
+
+function handBackDelay(error: unknown, shutdown: AbortSignal): number | null {
+  if (error instanceof DeferredError) return error.delayMs;
+  if (shutdown.aborted) return 1;
+  if (error instanceof TierUnavailableError || error instanceof QueueUnavailableError) return OUTAGE_DELAY_MS;
+  return null;
+}
+
+async function handBack(job: Job, token: string | undefined, delayMs: number): Promise<never> {
+  // Where the queue's store is away too, the job stays with a lock that ends: it runs again then, as after a crash.
+  await job.moveToDelayed(Date.now() + delayMs, token).catch(() => undefined);
+  throw new DelayedError();
+}

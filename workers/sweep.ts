@@ -1,0 +1,39 @@
+/** Enqueues the embeddings that a crash left out, and forgets claims of long ago: at start and every 5 minutes. */
+
+import type { App } from '../src/app.js';
+import { unembeddedSince } from '../src/cache/unembedded.js';
+import { TierUnavailableError } from '../src/errors.js';
+import { Periodic } from '../src/lifecycle.js';
+import { type EmbeddingPayload, embeddingQueue } from '../src/queues/embedding.js';
+
+const EVERY_MS = 5 * 60_000;
+/** Rounds after the first look back this much further than the last one: a slow transaction commits late. */
+const OVERLAP_MS = 10 * 60_000;
+
+export function startSweep(app: App, model: string): Periodic {
+  let since = new Date(0);
+  const round = async () => {
+    try {
+      const started = Date.now();
+      app.events.swept(await enqueueMissing(app, model, since));
+      await app.claims.forgetExpired();
+      since = new Date(started - OVERLAP_MS);
+    } catch (error) {
+      // An outage is reported by the guard, and the next round covers what this one did not.
+      if (!(error instanceof TierUnavailableError)) app.events.troubled('sweep', error);
+    }
+  };
+  return new Periodic(EVERY_MS, round).start();
+}
+
+/** @returns how many embedding jobs were asked for; those that wait already are not doubled. */
+export async function enqueueMissing(app: App, model: string, since: Date): Promise<number> {
+  const { pool, tiers } = app.connection;
+  let count = 0;
+  for await (const page of unembeddedSince({ pool, guard: tiers.postgres.guard }, model, since)) {
+    const payloads = page.map(({ tenantId, contentHash }): EmbeddingPayload => ({ v: 1, tenantId, contentHash }));
+    await app.queues.enqueue(embeddingQueue, payloads);
+    count += page.length;
+  }
+  return count;
+}
