@@ -26,6 +26,19 @@ export async function migrate(postgres: PostgresConfig, options: { queueOnPostgr
   }
 }
 
+/** Whether our tables are there. Rejects where the database cannot be asked. */
+export async function isMigrated(postgres: PostgresConfig): Promise<boolean> {
+  const client = new Client({ ...postgres, connectionTimeoutMillis: 3_000 });
+  client.on('error', () => undefined);
+  try {
+    await client.connect();
+    const { rows } = await client.query<{ found: boolean }>("select to_regclass('claims') is not null as found");
+    return rows[0]?.found ?? false;
+  } finally {
+    await client.end().catch(() => undefined);
+  }
+}
+
 /** The `drizzle/` folder beside `package.json`, from the sources as well as from the build. */
 function migrationsFolder(): string {
   let folder = dirname(fileURLToPath(import.meta.url));

@@ -70,9 +70,10 @@ export class Queues {
 
   /** `null` for an unknown job. @throws {QueueUnavailableError} */
   async job(name: QueueName, id: string): Promise<JobView | null> {
+    // State first: a job that completes between the two questions is then seen as it was, and never without its outcome.
+    const state = await answered(this.get(name).getJobState(id), DEADLINE_MS);
     const job = (await answered(this.get(name).getJob(id), DEADLINE_MS)) as Job | undefined;
     if (!job) return null;
-    const state = await answered(job.getState(), DEADLINE_MS);
     return {
       queue: name,
       id,
