@@ -4,6 +4,7 @@
  */
 import { availableParallelism } from 'node:os';
 import { resolve } from 'node:path';
+import { type AddressRule, parseRules } from './address-rules.js';
 import { ConfigError } from './errors.js';
 import { LOG_LEVELS, type LogLevel, withoutSecrets } from './logger.js';
 
@@ -30,9 +31,8 @@ export interface Config {
   readonly fetch: {
     readonly maxBytes: number;
     readonly timeoutMs: number;
-    /** Rules as `crawl/address.ts` reads them. */
-    readonly allow: string;
-    readonly deny: string;
+    readonly allow: readonly AddressRule[];
+    readonly deny: readonly AddressRule[];
     readonly userAgent: string;
   };
   readonly images: { readonly maxPixels: number };
@@ -120,6 +120,18 @@ const folder: Variable<string> = {
   parse: (value) => (/^file:.+/.test(value) ? value : undefined),
 };
 
+const addressRules: Variable<readonly AddressRule[]> = {
+  expects: 'host names or CIDRs, comma-separated, each with an optional :port or :*',
+  fallback: [],
+  parse: (value) => {
+    try {
+      return parseRules(value);
+    } catch {
+      return undefined;
+    }
+  },
+};
+
 /** In the order of `.env.example`. */
 const VARIABLES = {
   REDIS_URL: url(['redis:', 'rediss:'], ['none']),
@@ -145,8 +157,8 @@ const VARIABLES = {
   CACHE_TTL_CRAWL: integer(86_400, 1),
   FETCH_MAX_BYTES: integer(20 * 1024 * 1024, 1, 1024 ** 3),
   FETCH_TIMEOUT_MS: integer(30_000, 1, 3_600_000),
-  FETCH_ALLOW: text(''),
-  FETCH_DENY: text(''),
+  FETCH_ALLOW: addressRules,
+  FETCH_DENY: addressRules,
   USER_AGENT_CONTACT: text(''),
   IMAGE_MAX_PIXELS: integer(100_000_000, 1),
   LOG_LEVEL: choice<LogLevel>('info', LOG_LEVELS),

@@ -2,7 +2,7 @@
 import type { Worker } from 'bullmq';
 import type { App } from '../src/app.js';
 import { searchNearDuplicates } from '../src/cache/near-duplicates.js';
-import { AddressPolicy, parseRules } from '../src/crawl/address.js';
+import { AddressPolicy } from '../src/crawl/address.js';
 import { Fetcher } from '../src/crawl/fetch.js';
 import { createBuiltInEngine } from '../src/faces/builtin.js';
 import type { FaceEngine } from '../src/faces/engine.js';
@@ -49,7 +49,7 @@ export function startWorkers(app: App, names: readonly QueueName[]): Workers {
 
 function crawlWorker(app: App, closer: Closer, shutdown: AbortSignal): Worker {
   const { config, connection, events } = app;
-  const policy = new AddressPolicy({ allow: parseRules(config.fetch.allow), deny: parseRules(config.fetch.deny) });
+  const policy = new AddressPolicy({ allow: config.fetch.allow, deny: config.fetch.deny });
   const { maxBytes, timeoutMs, userAgent } = config.fetch;
   const fetcher = closer.add('fetcher', new Fetcher({ maxBytes, timeoutMs, userAgent, policy }), (one) => one.close());
   const search = { pool: connection.pool, guard: connection.tiers.postgres.guard };

@@ -1,0 +1,141 @@
+/**
+ * Opens the sockets: resolves a name once, checks every address that it got, and connects to those very addresses. A
+ * name that answers differently a moment later (DNS rebinding) is not asked again.
+ */
+import type { LookupAddress } from 'node:dns';
+import { lookup as dnsLookup } from 'node:dns/promises';
+import { once } from 'node:events';
+import { connect as connectTcp, isIP, type LookupFunction, type Socket } from 'node:net';
+import { connect as connectTls } from 'node:tls';
+import type { buildConnector } from 'undici';
+import { RetryableError } from '../errors.js';
+import type { AddressPolicy } from './address.js';
+import { Deadline, orAborted } from './deadline.js';
+
+/** All addresses of a name. Rejects or gives none where there are none. */
+export type Lookup = (host: string) => Promise<readonly LookupAddress[]>;
+
+/** The system's own answer: hosts file and resolver, both families. */
+export const systemLookup: Lookup = (host) => dnsLookup(host, { all: true });
+
+export interface ConnectorOptions {
+  policy: AddressPolicy;
+  lookup: Lookup;
+  /** Milliseconds for name, TCP and TLS together. */
+  timeoutMs: number;
+  /** PEM of the certificate authorities to trust instead of Node's own. */
+  ca?: string | undefined;
+}
+
+type Target = Pick<buildConnector.Options, 'hostname' | 'protocol' | 'port'>;
+
+/** How long one address may keep silent before the next is tried (RFC 8305 section 5, with room for a slow link). */
+const NEXT_ADDRESS_AFTER_MS = 500;
+
+export class PinnedConnector {
+  readonly #options: ConnectorOptions;
+  /** Requests that wait for headers, and connections being opened, by origin. */
+  readonly #origins = new Map<string, { waiting: number; opening: Set<Deadline> }>();
+
+  constructor(options: ConnectorOptions) {
+    this.#options = options;
+  }
+
+  /** The `connect` of an undici dispatcher. */
+  readonly connect: buildConnector.connector = (target, callback) => {
+    this.#openWithin(target).then(
+      (socket) => callback(null, socket),
+      (error) => callback(error, null),
+    );
+  };
+
+  /**
+   * Registers a request that may need a connection to `origin`; call what it returns once it has its headers or gave
+   * up. undici goes on connecting for a request that was aborted; with the last one gone, so does the connecting.
+   */
+  enter(origin: string): () => void {
+    const entry = this.#origins.get(origin) ?? { waiting: 0, opening: new Set() };
+    this.#origins.set(origin, entry);
+    entry.waiting += 1;
+    return () => {
+      entry.waiting -= 1;
+      if (entry.waiting > 0) return;
+      this.#origins.delete(origin);
+      for (const deadline of entry.opening) deadline.abort(givenUp());
+    };
+  }
+
+  async #openWithin(target: buildConnector.Options): Promise<Socket> {
+    const opening = this.#origins.get(`${target.protocol}//${target.host}`)?.opening;
+    if (!opening) throw givenUp();
+    const { timeoutMs } = this.#options;
+    const late = () => new RetryableError('timeout', `${target.hostname}: no connection after ${timeoutMs} ms`);
+    const deadline = new Deadline(timeoutMs, late);
+    opening.add(deadline);
+    try {
+      return await this.#open(target, deadline.signal);
+    } finally {
+      deadline.clear();
+      opening.delete(deadline);
+    }
+  }
+
+  async #open(target: Target, signal: AbortSignal): Promise<Socket> {
+    const port = target.port === '' ? (target.protocol === 'https:' ? 443 : 80) : Number(target.port);
+    const addresses = await orAborted(signal, this.#resolve(target.hostname));
+    for (const { address } of addresses) this.#options.policy.check(target.hostname, port, address);
+    signal.throwIfAborted();
+    return established(this.#dial(target, port, addresses), target.protocol, signal);
+  }
+
+  async #resolve(host: string): Promise<readonly LookupAddress[]> {
+    const family = isIP(host);
+    if (family !== 0) return [{ address: host, family }];
+    const addresses = await this.#options.lookup(host).catch((error: NodeJS.ErrnoException) => {
+      throw new RetryableError('dns', `${host}: ${error.code ?? 'lookup failed'}`, { cause: error });
+    });
+    if (addresses.length === 0) throw new RetryableError('dns', `${host}: no address`);
+    return addresses;
+  }
+
+  #dial({ hostname, protocol }: Target, port: number, addresses: readonly LookupAddress[]): Socket {
+    const where = {
+      host: hostname,
+      port,
+      lookup: pinnedTo(addresses),
+      autoSelectFamily: true,
+      autoSelectFamilyAttemptTimeout: NEXT_ADDRESS_AFTER_MS,
+    };
+    if (protocol !== 'https:') return connectTcp(where);
+    const { ca } = this.#options;
+    // The certificate is checked against the name, not the address; an IP literal has no SNI (RFC 6066 section 3).
+    const servername = isIP(hostname) === 0 ? hostname : '';
+    return connectTls({ ...where, servername, ALPNProtocols: ['http/1.1'], ...(ca === undefined ? {} : { ca }) });
+  }
+}
+
+/** Answers the socket's own lookup with what was checked, so that nothing resolves the name a second time. */
+function pinnedTo(addresses: readonly LookupAddress[]): LookupFunction {
+  return (_host, { all }, callback) => {
+    const [first] = addresses;
+    if (all) callback(null, [...addresses]);
+    else callback(null, first?.address ?? '', first?.family);
+  };
+}
+
+async function established(socket: Socket, protocol: string, signal: AbortSignal): Promise<Socket> {
+  // undici attaches its own listener when it takes over; between `once` and then an error must not end the process.
+  socket.on('error', () => undefined);
+  try {
+    await orAborted(signal, once(socket.setNoDelay(true), protocol === 'https:' ? 'secureConnect' : 'connect'));
+    return socket;
+  } catch (error) {
+    socket.destroy();
+    throw error;
+  }
+}
+
+/** Not meant to be heard: whoever asked for the connection has an error of its own by then. */
+function givenUp(): RetryableError {
+  return new RetryableError('connection', 'given up');
+}

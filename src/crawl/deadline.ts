@@ -1,0 +1,42 @@
+/** One signal that ends when the time is up, when the caller gives up, or when we do; and leaves no timer behind. */
+
+export class Deadline {
+  readonly #controller = new AbortController();
+  readonly #timer: NodeJS.Timeout;
+  readonly #parent: AbortSignal | undefined;
+  readonly #onParentAbort = () => this.abort(this.#parent?.reason);
+
+  /** `late` makes the signal's reason for when `ms` have passed; an abort of `parent` hands its own reason on. */
+  constructor(ms: number, late: () => Error, parent?: AbortSignal) {
+    this.#timer = setTimeout(() => this.abort(late()), ms);
+    this.#parent = parent;
+    // Not AbortSignal.any: its dependants live as long as a parent that lives as long as the process.
+    parent?.addEventListener('abort', this.#onParentAbort, { once: true });
+    if (parent?.aborted) this.#onParentAbort();
+  }
+
+  get signal(): AbortSignal {
+    return this.#controller.signal;
+  }
+
+  abort(reason: unknown): void {
+    this.#controller.abort(reason);
+  }
+
+  /** To be called when the work is done, whatever came of it. */
+  clear(): void {
+    clearTimeout(this.#timer);
+    this.#parent?.removeEventListener('abort', this.#onParentAbort);
+  }
+}
+
+/** As `promise`, but rejects with the signal's reason as soon as it is aborted; what comes later is dropped. */
+export function orAborted<T>(signal: AbortSignal, promise: Promise<T>): Promise<T> {
+  return new Promise<T>((resolve, reject) => {
+    const abort = () => reject(signal.reason);
+    const settle = () => signal.removeEventListener('abort', abort);
+    if (signal.aborted) abort();
+    signal.addEventListener('abort', abort, { once: true });
+    promise.then(resolve, reject).finally(settle);
+  });
+}

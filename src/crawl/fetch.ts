@@ -1,0 +1,202 @@
+/**
+ * One bounded, SSRF-safe GET. Every hop goes through `canonicalUrl` and the policy, every socket through
+ * `PinnedConnector`, every body through `readBody`; one deadline spans it all.
+ */
+import { Agent, type Dispatcher } from 'undici';
+import { ArgumentError, RejectedError, RetryableError } from '../errors.js';
+import { canonicalUrl } from '../kinds/url.js';
+import type { AddressPolicy } from './address.js';
+import { discard, readBody } from './body.js';
+import { type Lookup, PinnedConnector, systemLookup } from './connect.js';
+import { Deadline, orAborted } from './deadline.js';
+import { connectionFailure, statusFailure } from './failure.js';
+
+export interface FetchOptions {
+  /** Largest body in bytes, after decompression. */
+  maxBytes: number;
+  /** Milliseconds for everything: names, connections, redirects, body. */
+  timeoutMs: number;
+  /** Sent as it is. */
+  userAgent: string;
+  policy: AddressPolicy;
+  /** Redirects followed at most; 5. */
+  maxRedirects?: number;
+  /** Milliseconds for one connection, its name and TLS included; 10,000. */
+  connectTimeoutMs?: number;
+  /** Milliseconds without a byte of the headers, then of the body; 10,000. Kept to about a second. */
+  idleTimeoutMs?: number;
+  /** Connections per origin at most; 16. A backstop: politeness is decided before a job gets here. */
+  connectionsPerOrigin?: number;
+  /** Resolves names; the system's resolver. */
+  lookup?: Lookup;
+  /** PEM of the certificate authorities to trust instead of Node's own. */
+  ca?: string;
+}
+
+export interface Fetched {
+  /** Decompressed, never empty. */
+  bytes: Buffer;
+  /** The canonical URL of the last hop. */
+  finalUrl: string;
+  contentType: string | null;
+  etag: string | null;
+  lastModified: string | null;
+  /** 200, or another success that brings a whole body. */
+  status: number;
+}
+
+const REDIRECTS = new Set([301, 302, 303, 307, 308]);
+const SUCCESSES = new Set([200, 201, 202, 203, 204, 205]);
+
+export class Fetcher implements AsyncDisposable {
+  readonly #options: FetchOptions;
+  readonly #connector: PinnedConnector;
+  readonly #agent: Agent;
+
+  /** Opens nothing yet. */
+  constructor(options: FetchOptions) {
+    this.#options = options;
+    this.#connector = new PinnedConnector({
+      policy: options.policy,
+      lookup: options.lookup ?? systemLookup,
+      timeoutMs: Math.min(options.connectTimeoutMs ?? 10_000, options.timeoutMs),
+      ca: options.ca,
+    });
+    // A plain Agent knows no proxy; undici reads the environment's only in EnvHttpProxyAgent.
+    this.#agent = new Agent({
+      connect: this.#connector.connect,
+      connections: options.connectionsPerOrigin ?? 16,
+      pipelining: 1,
+      keepAliveTimeout: 4_000,
+      keepAliveMaxTimeout: 4_000,
+      headersTimeout: options.idleTimeoutMs ?? 10_000,
+      bodyTimeout: options.idleTimeoutMs ?? 10_000,
+    });
+  }
+
+  /**
+   * Fetches `url`, following redirects. No detail of an error holds a query.
+   *
+   * @throws ArgumentError for a URL that `canonicalUrl` refuses
+   * @throws RejectedError for a lasting fact about the URL: `blocked-address` `gone` `forbidden` `too-large`
+   * `unsupported` (content encoding) `not-an-image` (empty)
+   * @throws RetryableError for what may pass: `timeout` `dns` `connection` `server-error` `throttled`
+   * @throws the signal's reason, once it is aborted; the socket is closed then
+   */
+  async fetch(url: string, { signal }: { signal?: AbortSignal | undefined } = {}): Promise<Fetched> {
+    const first = canonicalUrl(url);
+    const { timeoutMs } = this.#options;
+    const late = () => new RetryableError('timeout', `${placeOf(first)}: not finished after ${timeoutMs} ms`);
+    const deadline = new Deadline(timeoutMs, late, signal);
+    try {
+      return await this.#follow(first, deadline.signal);
+    } catch (error) {
+      throw deadline.signal.aborted ? deadline.signal.reason : error;
+    } finally {
+      deadline.clear();
+    }
+  }
+
+  /** Ends whatever is under way, at once; it rejects as `connection`. */
+  async close(): Promise<void> {
+    // Rejects what waits for a connection too, and with the last one gone the connector gives up its sockets.
+    await this.#agent.destroy();
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+
+  async #follow(first: string, signal: AbortSignal): Promise<Fetched> {
+    const seen = new Set<string>();
+    for (let url = first; ; ) {
+      if (seen.has(url)) throw new RejectedError('gone', `redirect loop at ${placeOf(url)}`);
+      if (seen.size > (this.#options.maxRedirects ?? 5)) {
+        throw new RejectedError('gone', `redirect loop: more than ${seen.size - 1} redirects at ${placeOf(url)}`);
+      }
+      seen.add(url);
+      const got = await this.#hop(url, signal).catch((error) => {
+        throw connectionFailure(error, placeOf(url));
+      });
+      if (typeof got !== 'string') return got;
+      url = got;
+    }
+  }
+
+  /** The body, or where the response sends us instead. */
+  async #hop(url: string, signal: AbortSignal): Promise<Fetched | string> {
+    const response = await this.#request(new URL(url), signal);
+    const { statusCode: status, body } = response;
+    const location = header(response, 'location');
+    if (REDIRECTS.has(status) && location !== null) {
+      discard(body);
+      return redirectTarget(location, url);
+    }
+    if (!SUCCESSES.has(status)) {
+      discard(body);
+      throw statusFailure(status, placeOf(url), header(response, 'retry-after'));
+    }
+    return this.#read(response, url);
+  }
+
+  async #request(url: URL, signal: AbortSignal): Promise<Dispatcher.ResponseData> {
+    signal.throwIfAborted();
+    const port = url.port === '' ? (url.protocol === 'https:' ? 443 : 80) : Number(url.port);
+    // Before any look-up: a port or a name that no address could make good costs not even a DNS query.
+    this.#options.policy.check(url.hostname.replace(/^\[|\]$/g, ''), port);
+    const leave = this.#connector.enter(url.origin);
+    const sent = this.#agent.request({
+      origin: url.origin,
+      path: url.pathname + url.search,
+      method: 'GET',
+      headers: {
+        'user-agent': this.#options.userAgent,
+        accept: 'image/*,*/*;q=0.8',
+        'accept-encoding': 'identity',
+      },
+      signal,
+    });
+    // Until a connection is there, undici looks at no signal.
+    return orAborted(signal, sent).finally(leave);
+  }
+
+  async #read(response: Dispatcher.ResponseData, finalUrl: string): Promise<Fetched> {
+    const bytes = await readBody(response.body, {
+      maxBytes: this.#options.maxBytes,
+      length: header(response, 'content-length'),
+      encoding: header(response, 'content-encoding'),
+    });
+    if (bytes.length === 0) throw new RejectedError('not-an-image', 'empty body');
+    return {
+      bytes,
+      finalUrl,
+      contentType: header(response, 'content-type'),
+      etag: header(response, 'etag'),
+      lastModified: header(response, 'last-modified'),
+      status: response.statusCode,
+    };
+  }
+}
+
+/** The first of that name: whoever sends two contradicts himself. */
+function header(response: Dispatcher.ResponseData, name: string): string | null {
+  const value = response.headers[name];
+  return (Array.isArray(value) ? value[0] : value) ?? null;
+}
+
+function redirectTarget(location: string, base: string): string {
+  // undici reads headers as latin1; servers that do not escape their Location send UTF-8.
+  const target = Buffer.from(location, 'latin1').toString('utf8');
+  try {
+    return canonicalUrl(URL.canParse(target, base) ? new URL(target, base).href : target);
+  } catch (error) {
+    if (!(error instanceof ArgumentError)) throw error;
+    throw new RejectedError('blocked-address', `redirect from ${placeOf(base)}: ${error.message}`);
+  }
+}
+
+/** Host and path, the part of a URL that may be shown: a query can be a signature. */
+function placeOf(url: string): string {
+  const { host, pathname } = new URL(url);
+  return `${host}${pathname}`.slice(0, 200);
+}

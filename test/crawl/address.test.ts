@@ -1,0 +1,234 @@
+import fc from 'fast-check';
+import ipaddr from 'ipaddr.js';
+import { describe, expect, it } from 'vitest';
+import { parseRules } from '../../src/address-rules.js';
+import { AddressPolicy } from '../../src/crawl/address.js';
+import { RejectedError } from '../../src/errors.js';
+
+const closed = new AddressPolicy();
+
+/** A policy of the two variables' texts. */
+function policy(allow: string, deny = ''): AddressPolicy {
+  return new AddressPolicy({ allow: parseRules(allow), deny: parseRules(deny) });
+}
+
+describe('the default', () => {
+  it.each(['1.1.1.1', '8.8.8.8', '93.184.216.34', '172.32.0.1', '192.0.1.1', '100.128.0.1', '223.255.255.255'])(
+    'permits %s',
+    (address) => {
+      expect(closed.permits('example.com', 80, address)).toBe(true);
+      expect(closed.permits('example.com', 443, address)).toBe(true);
+    },
+  );
+
+  it.each(['2606:4700::1111', '2001:4860:4860::8888', '2a00:1450:4001:80b::200e', '2001:200::1'])(
+    'permits %s',
+    (address) => {
+      expect(closed.permits('example.com', 443, address)).toBe(true);
+    },
+  );
+
+  it.each([
+    ['this network', '0.0.0.0', '0.1.2.3'],
+    ['private', '10.0.0.1', '172.16.0.1', '172.31.255.255', '192.168.1.1'],
+    ['CGNAT', '100.64.0.1', '100.127.255.255'],
+    ['loopback', '127.0.0.1', '127.255.255.254', '::1'],
+    ['link-local', '169.254.1.1', 'fe80::1', 'febf::1'],
+    ['IETF assignments', '192.0.0.1', '192.0.0.255', '2001::1', '2001:1ff::1'],
+    ['documentation', '192.0.2.1', '198.51.100.1', '203.0.113.1', '2001:db8::1', '3fff::1', '3fff:fff::1'],
+    ['benchmarking', '198.18.0.1', '198.19.255.255', '2001:2::1'],
+    ['anycast services', '192.88.99.1', '192.31.196.1', '192.52.193.1', '192.175.48.1', '2620:4f:8000::1'],
+    ['multicast', '224.0.0.1', '239.255.255.255', 'ff02::1'],
+    ['reserved', '240.0.0.1', '255.255.255.254', '4000::1', 'fec0::1', '::2'],
+    ['broadcast', '255.255.255.255'],
+    ['unspecified', '::'],
+    ['unique local', 'fc00::1', 'fd00::1'],
+    ['discard', '100::1'],
+    ['SRv6', '5f00::1'],
+    ['mapped', '::ffff:127.0.0.1', '::ffff:7f00:1', '::ffff:8.8.8.8'],
+    ['compatible and translated', '::127.0.0.1', '::8.8.8.8', '::ffff:0:8.8.8.8'],
+    ['NAT64', '64:ff9b::8.8.8.8', '64:ff9b::7f00:1', '64:ff9b:1::1'],
+    ['6to4', '2002:7f00:1::1', '2002:808:808::1'],
+    ['Teredo', '2001:0:4136:e378:8000:63bf:3fff:fdd2'],
+    ['metadata', '169.254.169.254', 'fd00:ec2::254', 'fd20:ce::254', '100.100.100.200', '192.0.0.192', '168.63.129.16'],
+  ])('refuses %s', (_what, ...addresses) => {
+    for (const address of addresses) expect(closed.permits('example.com', 80, address), address).toBe(false);
+  });
+
+  it('refuses whatever ipaddr.js, which keeps its own list, does not call unicast', () => {
+    const bytes = fc.oneof(
+      fc.uint8Array({ minLength: 4, maxLength: 4 }),
+      fc.uint8Array({ minLength: 16, maxLength: 16 }),
+    );
+    fc.assert(
+      fc.property(bytes, (octets) => {
+        const address = ipaddr.fromByteArray([...octets]);
+        if (address.range() === 'unicast') return;
+        expect(closed.permits('example.com', 80, address.toString()), address.toString()).toBe(false);
+      }),
+      { numRuns: 5_000 },
+    );
+  });
+
+  it.each(['', 'example.com', '127.1', '0x7f000001', '2130706433', 'fe80::1%eth0', '1.2.3.4/32', ' 1.1.1.1'])(
+    'refuses %j, which is no plain address',
+    (address) => {
+      expect(closed.permits('example.com', 80, address)).toBe(false);
+    },
+  );
+
+  it.each([
+    'localhost',
+    'a.localhost',
+    'metadata.google.internal',
+    'metadata.goog',
+    'metadata',
+    'instance-data',
+    'instance-data.ec2.internal',
+    'printer.local',
+    'router.home.arpa',
+  ])('refuses the name %s, resolved or not', (host) => {
+    expect(closed.permits(host, 80)).toBe(false);
+    expect(closed.permits(host, 80, '93.184.216.34')).toBe(false);
+  });
+
+  it.each([0, 22, 25, 3000, 6379, 8080, 65_535])('refuses port %i', (port) => {
+    expect(closed.permits('example.com', port)).toBe(false);
+    expect(closed.permits('example.com', port, '93.184.216.34')).toBe(false);
+  });
+
+  it('gives the class and a detail without the resolved address', () => {
+    expect(() => closed.check('example.com', 80, '10.1.2.3')).toThrow(
+      new RejectedError('blocked-address', 'example.com: the address is not public'),
+    );
+    expect(() => closed.check('example.com', 80, '93.184.216.34')).not.toThrow();
+  });
+});
+
+describe('an allowed entry', () => {
+  it('passes the address rule, on the ports of the web where it names none', () => {
+    const lan = policy('10.0.0.0/8');
+    expect(lan.permits('nas.example', 80, '10.1.2.3')).toBe(true);
+    expect(lan.permits('nas.example', 443, '10.1.2.3')).toBe(true);
+    expect(lan.permits('nas.example', 8080, '10.1.2.3')).toBe(false);
+    expect(lan.permits('nas.example', 80, '11.1.2.3')).toBe(true);
+    expect(lan.permits('nas.example', 80, '192.168.0.1')).toBe(false);
+  });
+
+  it('passes the port rule with a port or a star', () => {
+    expect(policy('127.0.0.1/32:8080').permits('localhost', 8080, '127.0.0.1')).toBe(true);
+    expect(policy('127.0.0.1/32:8080').permits('localhost', 80, '127.0.0.1')).toBe(false);
+    expect(policy('127.0.0.1/32:*').permits('127.0.0.1', 6379, '127.0.0.1')).toBe(true);
+    expect(policy('127.0.0.1/32:*').permits('127.0.0.2', 6379, '127.0.0.2')).toBe(false);
+  });
+
+  it('can be a host, whatever it resolves to, and only that host', () => {
+    const one = policy('Intranet.Example.:8080');
+    expect(one.permits('intranet.example', 8080, '10.0.0.1')).toBe(true);
+    expect(one.permits('www.intranet.example', 8080, '10.0.0.1')).toBe(false);
+    expect(policy('localhost').permits('localhost', 80, '127.0.0.1')).toBe(true);
+  });
+
+  it('can be an IPv6 network', () => {
+    expect(policy('fd00::/8').permits('nas.example', 80, 'fd12::1')).toBe(true);
+    expect(policy('[::1]:8080').permits('::1', 8080, '::1')).toBe(true);
+    expect(policy('[::1]/128:8080').permits('::1', 8080, '::1')).toBe(true);
+    expect(policy('::/0:*').permits('x.example', 1, '::1')).toBe(true);
+    expect(policy('::/0:*').permits('x.example', 1, '127.0.0.1')).toBe(false);
+  });
+
+  it('does not let an IPv4 address in by its IPv6 forms', () => {
+    expect(policy('127.0.0.1:*').permits('x.example', 80, '::ffff:127.0.0.1')).toBe(false);
+  });
+
+  it('keeps a name open until its address is known', () => {
+    expect(policy('127.0.0.1:8080').permits('localhost', 8080)).toBe(true);
+    expect(policy('127.0.0.1:8080').permits('localhost', 8081)).toBe(false);
+    expect(policy('nas.example:8080').permits('other.example', 8080)).toBe(false);
+  });
+});
+
+describe('a denied entry', () => {
+  it('wins over an allowed one', () => {
+    const both = policy('10.0.0.0/8:*, evil.example:*', '10.6.0.0/16, evil.example');
+    expect(both.permits('nas.example', 80, '10.5.0.1')).toBe(true);
+    expect(both.permits('nas.example', 80, '10.6.0.1')).toBe(false);
+    expect(both.permits('evil.example', 80)).toBe(false);
+  });
+
+  it('closes every port, or the one it names', () => {
+    expect(policy('x.example:*', 'x.example').permits('x.example', 8080, '10.0.0.1')).toBe(false);
+    expect(policy('', '93.184.216.0/24:80').permits('x.example', 80, '93.184.216.34')).toBe(false);
+    expect(policy('', '93.184.216.0/24:80').permits('x.example', 443, '93.184.216.34')).toBe(true);
+  });
+
+  it.each([
+    '::ffff:10.0.0.1',
+    '::10.0.0.1',
+    '64:ff9b::10.0.0.1',
+    '64:ff9b:1::a00:1',
+    '2002:a00:1::1',
+    '2001::f5ff:fffe',
+  ])('reaches IPv4 addresses inside %s', (address) => {
+    expect(policy('::/0').permits('x.example', 80, address)).toBe(true);
+    expect(policy('::/0', '10.0.0.0/8').permits('x.example', 80, address)).toBe(false);
+  });
+});
+
+describe('parseRules', () => {
+  it('reads hosts, addresses and networks, with and without ports', () => {
+    const read = (text: string) =>
+      parseRules(text).map((rule) => [
+        'host' in rule ? rule.host : `${rule.network[0].toString()}/${rule.network[1]}`,
+        rule.port,
+      ]);
+    expect(read('')).toEqual([]);
+    expect(read(' a.example , B.example:* ,')).toEqual([
+      ['a.example', 'default'],
+      ['b.example', 'any'],
+    ]);
+    expect(read('10.0.0.0/8:81,127.0.0.1,bücher.example:8080')).toEqual([
+      ['10.0.0.0/8', 81],
+      ['127.0.0.1/32', 'default'],
+      ['xn--bcher-kva.example', 8080],
+    ]);
+    expect(read('::1,fd00::/8:*,[::1]:80,[fd00::]/8,[fd00::/8]:82,::1:80')).toEqual([
+      ['::1/128', 'default'],
+      ['fd00::/8', 'any'],
+      ['::1/128', 80],
+      ['fd00::/8', 'default'],
+      ['fd00::/8', 82],
+      ['::1:80/128', 'default'],
+    ]);
+  });
+
+  it.each([
+    '10.0.0.0/33',
+    '10.0.0/8',
+    '010.0.0.0/8',
+    '0x7f.1',
+    '2130706433',
+    'fd00::/129',
+    '[127.0.0.1]',
+    '[::1',
+    'fe80::1%eth0',
+    'a.example:0',
+    'a.example:65536',
+    'a.example:http',
+    'a.example/8',
+    '*.example',
+    'http://a.example',
+    'me@a.example',
+    'a b',
+    ':80',
+    '*',
+  ])('names the entry %s, which is none', (entry) => {
+    expect(() => parseRules(`good.example,${entry}`, 'FETCH_ALLOW')).toThrow(
+      `FETCH_ALLOW: "${entry}": not a host name`,
+    );
+  });
+
+  it('names every bad entry at once', () => {
+    expect(() => parseRules('a b,ok.example,10.0.0.0/99')).toThrow('rules: "a b", "10.0.0.0/99": not');
+  });
+});
