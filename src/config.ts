@@ -6,7 +6,7 @@ import { availableParallelism } from 'node:os';
 import { resolve } from 'node:path';
 import { type AddressRule, parseRules } from './address-rules.js';
 import { ConfigError } from './errors.js';
-import { LOG_LEVELS, type LogLevel, withoutSecrets } from './logger.js';
+import { LOG_LEVELS, type LogLevel } from './logger.js';
 
 export type Env = Readonly<Record<string, string | undefined>>;
 
@@ -268,11 +268,4 @@ function userAgent(contact: string): string {
 
 function isLoopback(host: string): boolean {
   return host === 'localhost' || host === '::1' || /^127\.\d+\.\d+\.\d+$/.test(host);
-}
-
-/** Where a server is, without its credentials: for the log and for error messages. */
-export function addressOf(target: string | PostgresConfig): string {
-  if (typeof target === 'string') return withoutSecrets(target);
-  if ('connectionString' in target) return withoutSecrets(target.connectionString);
-  return `postgres://${target.host}:${target.port}/${target.database}`;
 }

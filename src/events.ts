@@ -1,8 +1,7 @@
 /** One function per thing that happens: its metric and its log line together. URLs, keys and ids go to the log only. */
 import type { TierName } from './errors.js';
-import type { KindName } from './kinds/kind.js';
 import { type Logger, withoutSecrets } from './logger.js';
-import type { EmbeddingStage, LookupResult, Metrics, RunResult, Stage } from './metrics.js';
+import type { EmbeddingStage, KindName, LookupResult, Metrics, RunResult, Stage } from './metrics.js';
 
 export type TierOperation = 'read' | 'write' | 'ping' | 'claim' | 'query';
 export type TierErrorReason = 'timeout' | 'connection' | 'refused' | 'corrupt' | 'other';

@@ -1,6 +1,17 @@
 /** The metrics this service exposes. Label values come from closed sets; only `events.ts` counts. */
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client';
 
+/** The kinds of `kinds/`, as the values of the `kind` label. */
+export const KIND_NAMES = [
+  'face_embedding',
+  'face_detection',
+  'perceptual_hash',
+  'crawl_url',
+  'crawl_content',
+  'rejection',
+] as const;
+export type KindName = (typeof KIND_NAMES)[number];
+
 export type LookupResult = 'redis_hit' | 'postgres_hit' | 'miss' | 'error';
 export type Stage = 'lookup' | 'fetch' | 'process' | 'store' | 'record';
 export type EmbeddingStage = 'lookup' | 'load' | 'detect' | 'embed' | 'record';

@@ -3,6 +3,7 @@ import type { Pool } from 'pg';
 import type { Config } from '../config.js';
 import { createPool } from '../db/client.js';
 import type { Events } from '../events.js';
+import { checkKinds } from '../kinds/index.js';
 import { Closer } from '../lifecycle.js';
 import type { Logger } from '../logger.js';
 import { Guard } from './guard.js';
@@ -32,6 +33,7 @@ export function connectCache(
   events: Events,
   options: CacheConnectOptions = {},
 ): CacheConnection {
+  checkKinds();
   const closer = new Closer();
   const pool = createPool(config.postgres, log, { timeoutMs: POSTGRES_DEADLINE_MS });
   const postgres = closer.add('PostgreSQL', new PostgresTier(pool), (tier) => tier.close());

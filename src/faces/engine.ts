@@ -16,7 +16,7 @@ export interface FaceEngine extends AsyncDisposable {
   readonly models: FaceModels;
   /** All faces, boxes in pixels of the full upright image; `[]` where there is none. */
   detect(image: Pixels, signal?: AbortSignal): Promise<FaceDetection[]>;
-  /** One embedding for each detection, in order; boxes and scores are taken over. */
+  /** One embedding for each detection, in order; all fields of the detection are taken over. */
   embed(image: Pixels, faces: readonly FaceDetection[], signal?: AbortSignal): Promise<FaceEmbedding[]>;
   close(): Promise<void>;
 }

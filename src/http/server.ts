@@ -29,8 +29,3 @@ export async function createServer(app: App, { api }: { api: boolean }): Promise
   await dashboard(server, app, access);
   return server;
 }
-
-/** Listens and returns the address that others reach it by. */
-export async function listen(server: FastifyInstance, host: string, port: number): Promise<string> {
-  return server.listen({ host, port });
-}

@@ -7,7 +7,7 @@ import { perceptualHash } from './phash.js';
 export type { DecodeLimits, ImageFacts };
 
 /** Longest side of a thumbnail in pixels. */
-export const THUMBNAIL_SIDE = 256;
+const THUMBNAIL_SIDE = 256;
 
 /**
  * Longest side, in pixels, at which faces are looked for. The detector reduces to 512 whatever it is given; what is

@@ -1,7 +1,8 @@
 /** Face detections and embeddings: InsightFace's records, kept per content and model. */
 import { z } from 'zod';
+import type { KindName } from '../metrics.js';
 import { packFaces, unpackFaces } from './face-codec.js';
-import { checkContentHash, checkModel, type Kind, type KindName } from './kind.js';
+import { checkContentHash, checkModel, type Kind } from './kind.js';
 
 /** `[x1, y1, x2, y2]` in pixels of the upright image, origin at the top left. */
 const box = z.tuple([z.number(), z.number(), z.number(), z.number()]);

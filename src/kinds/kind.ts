@@ -1,16 +1,6 @@
 /** What a kind of cached fact is. A kind is declared once; the tiers and the hybrid work from the declaration alone. */
 import { ArgumentError } from '../errors.js';
-
-/** Closed: these are the values of the metrics' `kind` label. */
-export const KIND_NAMES = [
-  'face_embedding',
-  'face_detection',
-  'perceptual_hash',
-  'crawl_url',
-  'crawl_content',
-  'rejection',
-] as const;
-export type KindName = (typeof KIND_NAMES)[number];
+import type { KindName } from '../metrics.js';
 
 /** A value column of the kind's table. `timestamp` values are milliseconds since the epoch on our side. */
 export interface Column {
