@@ -100,7 +100,7 @@ const url = (protocols: readonly string[], also: readonly string[] = []): Variab
 });
 
 const tokens: Variable<readonly ApiToken[]> = {
-  expects: 'token=tenant or token=* pairs, comma-separated, tokens of 8 characters or more',
+  expects: 'token=tenant or token=* pairs, comma-separated',
   fallback: [],
   secret: true,
   parse: (value) => {
@@ -109,7 +109,7 @@ const tokens: Variable<readonly ApiToken[]> = {
       const cut = pair.lastIndexOf('=');
       return { token: pair.slice(0, cut), tenant: pair.slice(cut + 1) };
     });
-    const good = ({ token, tenant }: ApiToken) => token.length >= 8 && /^(\*|[A-Za-z0-9._-]{1,100})$/.test(tenant);
+    const good = ({ token, tenant }: ApiToken) => token.length > 0 && /^(\*|[A-Za-z0-9._-]{1,100})$/.test(tenant);
     return parsed.every(good) ? parsed : undefined;
   },
 };
