@@ -12,7 +12,7 @@ ALTER TABLE "face_detection_cache" ALTER COLUMN "payload" SET STORAGE EXTERNAL, 
 CREATE FUNCTION perceptual_hash_number(phash text) RETURNS bigint
 LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
 RETURN CASE
-  WHEN phash ~ '^[0-9a-f]{16}$' AND bit_count(('x' || phash)::bit(64)) BETWEEN 16 AND 48
+  WHEN phash ~ '^[0-9a-f]{16}$' AND bit_count(('x' || phash)::bit(64)) BETWEEN 12 AND 52
   THEN ('x' || phash)::bit(64)::bigint
 END;
 --> statement-breakpoint

@@ -38,6 +38,8 @@ class PooledEngine implements BuiltInEngine {
   readonly #threads: number;
   readonly #file: string;
   #pool: Piscina | undefined;
+  /** Why a pool was given up: its waiting work only hears that threads were ended. */
+  readonly #broken = new WeakMap<Piscina, unknown>();
   #closing: Promise<void> | undefined;
 
   constructor(threads: number, file: string) {
@@ -75,7 +77,8 @@ class PooledEngine implements BuiltInEngine {
       return await pool.run(input, { name, signal: signal ?? null });
     } catch (error) {
       if (error instanceof Error && error.name === 'AbortError') throw error;
-      throw new RetryableError('engine', reasonOf(error), { cause: error });
+      const cause = this.#broken.get(pool) ?? error;
+      throw new RetryableError('engine', reasonOf(cause), { cause });
     }
   }
 
@@ -84,7 +87,7 @@ class PooledEngine implements BuiltInEngine {
     if (!existsSync(this.#file)) {
       throw new Error(`The face engine's thread is not built: ${this.#file} is missing, run "npm run build"`);
     }
-    this.#pool = new Piscina({
+    const pool = new Piscina({
       filename: this.#file,
       minThreads: 0,
       maxThreads: this.#threads,
@@ -92,7 +95,18 @@ class PooledEngine implements BuiltInEngine {
       concurrentTasksPerWorker: 1,
       idleTimeout: Number.POSITIVE_INFINITY,
     });
-    return this.#pool;
+    // Where a thread dies with its work, the work rejects and the thread is replaced. Where it dies without, as when it
+    // cannot even be loaded, the pool says so here (unheard, that ends the process) and lets all work wait for ever.
+    pool.on('error', (error: unknown) => this.#discard(pool, error));
+    this.#pool = pool;
+    return pool;
+  }
+
+  /** Rejects all that waits in a broken pool; the next call starts a new one. */
+  #discard(pool: Piscina, error: unknown): void {
+    this.#broken.set(pool, error);
+    if (this.#pool === pool) this.#pool = undefined;
+    void pool.destroy();
   }
 }
 
