@@ -70,10 +70,14 @@ async function crawlUrl(step: Step): Promise<CrawlOutcome> {
   });
 }
 
-/** A run that was put off because another job worked on the same bytes: by now, they may be known. */
+/**
+ * For a run that was put off because another job worked on the same bytes: by now they may be known. While that job is
+ * still at it, this one waits on, and does not ask the origin a second time.
+ */
 async function fetchedBefore(step: Step): Promise<CrawlOutcome | null> {
   const { contentHash } = step.remembered;
-  return typeof contentHash === 'string' ? knownContent(step, contentHash) : null;
+  if (typeof contentHash !== 'string') return null;
+  return claimed(step, `content:${contentHash}`, () => knownContent(step, contentHash));
 }
 
 async function crawlContent(step: Step, fetched: Fetched, contentHash: string): Promise<CrawlOutcome> {
@@ -184,7 +188,7 @@ async function stored(step: Step, contentHash: string, content: CrawlContent, ph
   };
 }
 
-async function claimed(step: Step, subject: string, work: () => Promise<CrawlOutcome>): Promise<CrawlOutcome> {
+async function claimed<T>(step: Step, subject: string, work: () => Promise<T>): Promise<T> {
   const claim = { tenantId: step.job.tenantId, subject, holder: step.jobId };
   return step.claims.hold(claim, step.leaseMs, work);
 }

@@ -41,13 +41,13 @@ export function processorOf<Payload, Outcome extends { outcome: string }>(
   shutdown: AbortSignal,
 ): Processor {
   return async (job, token, cancelled) => {
-    const payload = checked(contract, job);
     adoptRetryPolicy(contract, job);
     if (job.attemptsStarted <= 1) events.jobStarted(contract.name, Math.max(0, (Date.now() - job.timestamp) / 1000));
     const signal = cancelled ? AbortSignal.any([shutdown, cancelled]) : shutdown;
     const started = performance.now();
     const seconds = () => (performance.now() - started) / 1000;
     try {
+      const payload = checked(contract, job);
       const outcome = await perform(payload, runOf(job, signal));
       events.jobRan(contract.name, outcome.outcome, 'completed', seconds());
       return outcome;
@@ -58,7 +58,7 @@ export function processorOf<Payload, Outcome extends { outcome: string }>(
         events.jobHandedBack(fieldsOf(job), String(error), delayMs);
         return handBack(job, token, delayMs);
       }
-      const willRetry = job.attemptsMade + 1 < (job.opts.attempts ?? 1);
+      const willRetry = !(error instanceof UnrecoverableError) && job.attemptsMade + 1 < (job.opts.attempts ?? 1);
       events.jobRan(contract.name, 'none', willRetry ? 'retried' : 'failed', seconds());
       events.jobFailed(fieldsOf(job), error, willRetry);
       throw error;
