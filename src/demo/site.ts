@@ -50,7 +50,7 @@ export async function startDemoSite(): Promise<DemoSite> {
 async function makePages(): Promise<Map<string, Page>> {
   const pages = new Map<string, Page>();
   for (let n = 1; n <= PHOTOGRAPHS; n++) {
-    const photograph = await readFile(photographPath(n));
+    const photograph = await readPhotograph(n);
     pages.set(`/photo-${n}.jpg`, { body: photograph });
     pages.set(`/photo-${n}-again.jpg`, { body: photograph });
     pages.set(`/photo-${n}-recompressed.jpg`, { body: await sharp(photograph).jpeg({ quality: 60 }).toBuffer() });
@@ -59,7 +59,7 @@ async function makePages(): Promise<Map<string, Page>> {
       type: 'image/webp',
     });
   }
-  const first = await readFile(photographPath(1));
+  const first = await readPhotograph(1);
   const meadow = { create: { width: 640, height: 480, channels: 3, background: '#7a9' } } as const;
   pages.set('/no-face.png', { body: await sharp(meadow).png().toBuffer(), type: 'image/png' });
   pages.set('/page.jpg', { body: Buffer.from('<!doctype html><p>not an image'), type: 'image/jpeg' });
@@ -72,10 +72,10 @@ async function makePages(): Promise<Map<string, Page>> {
   return pages;
 }
 
-/** The photographs come with the face models' package. */
-function photographPath(n: number): string {
+/** One of six photographs, 1,920 pixels wide, with three to five people; they come with the face models' package. */
+export function readPhotograph(n: number): Promise<Buffer> {
   const folder = dirname(createRequire(import.meta.url).resolve('@vladmandic/face-api/package.json'));
-  return join(folder, 'demo', `sample${n}.jpg`);
+  return readFile(join(folder, 'demo', `sample${n}.jpg`));
 }
 
 function listening(server: Server): Promise<number> {
