@@ -11,6 +11,7 @@ import { enqueueList } from './enqueue.js';
 import { ConfigError, reasonOf } from './errors.js';
 import { Closer, onShutdownSignal } from './lifecycle.js';
 import { findRunningStack, setOwnerAddress, startLocalStack } from './local/stack.js';
+import { packageVersion } from './package.js';
 import { QUEUE_NAMES, type QueueName } from './queues/contract.js';
 
 const LOCAL = resolve('.local');
@@ -18,7 +19,7 @@ const say = (line: string) => process.stderr.write(`${line}\n`);
 
 const program = new Command('hybrid-cache')
   .description('Crawls images, finds faces, and remembers every fact in one hybrid Redis + PostgreSQL cache.')
-  .version('0.1.0')
+  .version(packageVersion())
   .showHelpAfterError();
 
 program

@@ -7,6 +7,7 @@ import { resolve } from 'node:path';
 import { type AddressRule, parseRules } from './address-rules.js';
 import { ConfigError } from './errors.js';
 import { LOG_LEVELS, type LogLevel } from './logger.js';
+import { packageVersion } from './package.js';
 
 export type Env = Readonly<Record<string, string | undefined>>;
 
@@ -105,6 +106,8 @@ const tokens: Variable<readonly ApiToken[]> = {
   secret: true,
   parse: (value) => {
     const pairs = value.split(',').map((pair) => pair.trim());
+    // A bare word would be cut into all but its last letter and a tenant of that name.
+    if (!pairs.every((pair) => pair.includes('='))) return undefined;
     const parsed = pairs.map((pair) => {
       const cut = pair.lastIndexOf('=');
       return { token: pair.slice(0, cut), tenant: pair.slice(cut + 1) };
@@ -203,7 +206,7 @@ export function toConfig(env: Env): Config {
       'QUEUE_BACKEND: expected postgres, or a QUEUE_REDIS_URL beside it, since REDIS_URL is none; got redis',
     );
   }
-  if (values.API_TOKENS.length === 0 && !isLoopback(values.HOST)) {
+  if (!env.API_TOKENS && !isLoopback(values.HOST)) {
     problems.push(`HOST: expected a loopback address while no API_TOKENS are set; got ${values.HOST}`);
   }
   if (problems.length > 0) throw new ConfigError(problems);
@@ -263,7 +266,7 @@ function toPostgres(values: Values): PostgresConfig {
 }
 
 function userAgent(contact: string): string {
-  return `hybrid-cache-service/0.1${contact ? ` (+${contact})` : ''}`;
+  return `hybrid-cache-service/${packageVersion()}${contact ? ` (+${contact})` : ''}`;
 }
 
 function isLoopback(host: string): boolean {

@@ -4,7 +4,7 @@
  */
 
 /** Lasting facts about an image or a URL. Also the label values of `crawl_images_total{reason}`. */
-export const REJECT_REASONS = [
+const REJECT_REASONS = [
   'not-an-image',
   'corrupt',
   'unsupported',
@@ -19,7 +19,7 @@ export const REJECT_REASONS = [
 export type RejectReason = (typeof REJECT_REASONS)[number];
 
 /** What may pass later: an attempt is spent, and the job ends in the failed set when none is left. */
-export const RETRY_REASONS = [
+const RETRY_REASONS = [
   'timeout',
   'connection',
   'dns',
@@ -32,7 +32,7 @@ export const RETRY_REASONS = [
 export type RetryReason = (typeof RETRY_REASONS)[number];
 
 /** The two places where facts are kept. */
-export const TIERS = ['redis', 'postgres'] as const;
+const TIERS = ['redis', 'postgres'] as const;
 export type TierName = (typeof TIERS)[number];
 
 /** A caller's argument is wrong. Raised before anything is written. */

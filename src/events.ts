@@ -17,7 +17,11 @@ interface CrawlEnd {
   readonly reason?: string;
 }
 
+const QUIET_MS = 10_000;
+
 export class Events {
+  readonly #lastQueueError = new Map<string, number>();
+
   constructor(
     private readonly metrics: Metrics,
     private readonly log: Logger,
@@ -105,7 +109,10 @@ export class Events {
     this.log.debug({ ...job, why, delayMs }, 'job handed back');
   }
 
+  /** A queue's client reconnects many times a second: one line says it, and every ten seconds that it goes on. */
   queueError(queue: string, error: unknown): void {
+    if (Date.now() - (this.#lastQueueError.get(queue) ?? 0) < QUIET_MS) return;
+    this.#lastQueueError.set(queue, Date.now());
     this.log.warn({ queue, err: error }, 'queue connection error');
   }
 

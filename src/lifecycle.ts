@@ -1,9 +1,12 @@
 /** Whoever opens a resource registers its closing here; closing runs last in, first out, once, to the end. */
 
-type Close = () => Promise<unknown> | unknown;
+interface Opened {
+  readonly name: string;
+  readonly close: () => Promise<unknown> | unknown;
+}
 
 export class Closer implements AsyncDisposable {
-  #stack: { name: string; close: Close }[] = [];
+  readonly #stack: Opened[] = [];
   #closing: Promise<void> | undefined;
 
   /**
@@ -12,7 +15,9 @@ export class Closer implements AsyncDisposable {
    */
   add<T>(name: string, resource: T, close: (resource: T) => Promise<unknown> | unknown): T {
     if (this.#closing) {
-      this.#closing = this.#closing.then(async () => void (await close(resource)));
+      this.#closing = bothClosed(this.#closing, closed({ name, close: () => close(resource) }));
+      // Who calls `close` again hears of a failure; here nobody may be left to hear of it.
+      this.#closing.catch(() => undefined);
       throw new Error(`${name} was opened while everything closes`);
     }
     this.#stack.push({ name, close: () => close(resource) });
@@ -32,14 +37,24 @@ export class Closer implements AsyncDisposable {
   async #closeAll(): Promise<void> {
     const failures: unknown[] = [];
     for (let next = this.#stack.pop(); next; next = this.#stack.pop()) {
-      try {
-        await next.close();
-      } catch (error) {
-        failures.push(new Error(`closing ${next.name} failed`, { cause: error }));
-      }
+      await closed(next).catch((failure: unknown) => failures.push(failure));
     }
     if (failures.length > 0) throw failures[0];
   }
+}
+
+async function closed({ name, close }: Opened): Promise<void> {
+  try {
+    await close();
+  } catch (error) {
+    throw new Error(`closing ${name} failed`, { cause: error });
+  }
+}
+
+async function bothClosed(...closings: Promise<void>[]): Promise<void> {
+  const ends = await Promise.allSettled(closings);
+  const failed = ends.find((end) => end.status === 'rejected');
+  if (failed) throw failed.reason;
 }
 
 /** Resolves with what `promise` gives, or with `late` when that takes longer than `ms`. Never leaves a timer behind. */
@@ -62,6 +77,7 @@ export async function within<T, L>(ms: number, promise: Promise<T>, late: L): Pr
 export class Periodic {
   #timer: NodeJS.Timeout | undefined;
   #running: Promise<void> | undefined;
+  #started = false;
   #stopped = false;
 
   constructor(
@@ -69,8 +85,10 @@ export class Periodic {
     private readonly round: () => Promise<void>,
   ) {}
 
+  /** Begins the first round now; nothing happens when it was started or stopped before. */
   start(): this {
-    this.#tick();
+    if (!this.#started && !this.#stopped) this.#tick();
+    this.#started = true;
     return this;
   }
 

@@ -20,12 +20,12 @@ const SECRET_FIELDS = [
 
 /**
  * Takes the credentials out of every URL in a text: `scheme://user:password@host` becomes `scheme://host`, and the
- * query of a URL, which may be a signature, is cut.
+ * query of a URL, which may be a signature or name a password, is cut.
  */
 export function withoutSecrets(text: string): string {
   return text
     .replace(/\b([a-z][a-z0-9+.-]*:\/\/)[^\s/?#]*@/gi, '$1')
-    .replace(/\b(https?:\/\/[^\s?#"']+)\?[^\s"']*/gi, '$1?…');
+    .replace(/\b([a-z][a-z0-9+.-]*:\/\/[^\s?#"']+)\?[^\s"']*/gi, '$1?…');
 }
 
 export function createLogger(level: LogLevel = 'info', destination?: DestinationStream): Logger {

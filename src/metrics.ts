@@ -1,5 +1,7 @@
 /** The metrics this service exposes. Label values come from closed sets; only `events.ts` counts. */
+
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client';
+import { packageVersion } from './package.js';
 
 /** The kinds of `kinds/`, as the values of the `kind` label. */
 export const KIND_NAMES = [
@@ -36,7 +38,7 @@ export function createMetrics(registry: Registry = new Registry()) {
 
   collectDefaultMetrics({ register: registry });
   gauge('build_info', 'Always 1; the labels say what runs.', 'version', 'node').set(
-    { version: '0.1.0', node: process.version },
+    { version: packageVersion(), node: process.version },
     1,
   );
 

@@ -6,7 +6,7 @@ import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { expect, test } from 'vitest';
 import type { PassResult } from '../src/demo/pass.js';
-import { readMetrics } from './support/metrics-text.js';
+import { parseExposition, valueOf } from './support/exposition.js';
 import { until } from './support/until.js';
 
 const CLI = resolve('dist/src/cli.js');
@@ -79,17 +79,18 @@ test(
     expect(passes[0].nearDuplicates).toBeGreaterThanOrEqual(2 * 6 * 2 - 12);
     expect(passes[1].redisHits).toBeGreaterThanOrEqual(50);
 
-    const metrics = readMetrics(await (await fetch(`${address}/metrics`)).text());
+    const families = parseExposition(await (await fetch(`${address}/metrics`)).text());
+    const counted = (name: string, labels: Record<string, string>) => valueOf(families, name, labels);
     const sum = (pick: (pass: PassResult) => number) => passes.reduce((total, pass) => total + pick(pass), 0);
-    expect(metrics.value('crawl_images_total', { outcome: 'stored' })).toBe(sum((pass) => pass.stored));
-    expect(metrics.value('crawl_images_total', { reason: 'url' })).toBe(sum((pass) => pass.skippedByUrl));
-    expect(metrics.value('crawl_images_total', { reason: 'content' })).toBe(sum((pass) => pass.skippedByContent));
+    expect(counted('crawl_images_total', { outcome: 'stored' })).toBe(sum((pass) => pass.stored));
+    expect(counted('crawl_images_total', { reason: 'url' })).toBe(sum((pass) => pass.skippedByUrl));
+    expect(counted('crawl_images_total', { reason: 'content' })).toBe(sum((pass) => pass.skippedByContent));
     for (const reason of Object.keys(FIRST_PASS.rejected)) {
-      const rejected = metrics.value('crawl_images_total', { outcome: 'rejected', reason });
+      const rejected = counted('crawl_images_total', { outcome: 'rejected', reason });
       expect([reason, rejected]).toEqual([reason, sum((pass) => pass.rejected[reason] ?? 0)]);
     }
-    expect(metrics.value('embedding_faces_total', {})).toBe(sum((pass) => pass.faces));
-    expect(metrics.value('bullmq_job_count', { queue: 'crawl', state: 'completed' })).toBe(sum((pass) => pass.jobs));
+    expect(counted('embedding_faces_total', {})).toBe(sum((pass) => pass.faces));
+    expect(counted('bullmq_job_count', { queue: 'crawl', state: 'completed' })).toBe(sum((pass) => pass.jobs));
 
     // As a terminal does it: to the whole process group.
     process.kill(-(demo.process.pid ?? 0), 'SIGINT');

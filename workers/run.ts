@@ -66,7 +66,7 @@ export function processorOf<Payload, Outcome extends { outcome: string }>(
   };
 }
 
-export function fieldsOf(job: Job): { queue: string; jobId: string; tenantId: string } {
+function fieldsOf(job: Job): { queue: string; jobId: string; tenantId: string } {
   return { queue: job.queueName, jobId: String(job.id), tenantId: String(job.data?.tenantId) };
 }
 

@@ -120,8 +120,8 @@ async function stop(
   const LATE = Symbol('late');
   if ((await within(deadlineMs, closing, LATE)) === LATE) {
     shutdown.abort(new Error('the process shuts down'));
+    // Work that is deaf to its signal ends with the process; its lock ends soon after, and it runs again elsewhere.
     await within(HAND_BACK_MS, closing, undefined);
   }
-  await Promise.all(workers.map((worker) => within(HAND_BACK_MS, worker.close(true), undefined)));
   await closer.close();
 }

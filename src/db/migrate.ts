@@ -1,12 +1,11 @@
 /** Brings a database up to date: our tables, and the queue's own where the queue is on PostgreSQL. */
-import { existsSync } from 'node:fs';
-import { dirname, join } from 'node:path';
-import { fileURLToPath } from 'node:url';
+import { join } from 'node:path';
 import { runMigrations } from 'bullmq';
 import { drizzle } from 'drizzle-orm/node-postgres';
 import { migrate as applyMigrations } from 'drizzle-orm/node-postgres/migrator';
 import { Client } from 'pg';
 import type { PostgresConfig } from '../config.js';
+import { packageFolder } from '../package.js';
 
 /** Any number that every process of this service agrees on: "hcs" and a version. */
 const MIGRATION_LOCK = 0x686373_01;
@@ -19,7 +18,7 @@ export async function migrate(postgres: PostgresConfig, options: { queueOnPostgr
   try {
     await client.query('select pg_advisory_lock($1)', [MIGRATION_LOCK]);
     await client.query('set client_min_messages = warning');
-    await applyMigrations(drizzle(client), { migrationsFolder: migrationsFolder() });
+    await applyMigrations(drizzle(client), { migrationsFolder: join(packageFolder(), 'drizzle') });
     if (options.queueOnPostgres) await runMigrations(client);
   } finally {
     await client.end();
@@ -37,11 +36,4 @@ export async function isMigrated(postgres: PostgresConfig): Promise<boolean> {
   } finally {
     await client.end().catch(() => undefined);
   }
-}
-
-/** The `drizzle/` folder beside `package.json`, from the sources as well as from the build. */
-function migrationsFolder(): string {
-  let folder = dirname(fileURLToPath(import.meta.url));
-  while (!existsSync(join(folder, 'package.json')) && dirname(folder) !== folder) folder = dirname(folder);
-  return join(folder, 'drizzle');
 }

@@ -11,7 +11,7 @@ interface Network {
 }
 
 /** The few things we use of face-api; boxes and points in pixels of the tensor. Its own types need the union package. */
-export interface FaceApi {
+interface FaceApi {
   readonly SsdMobilenetv1Options: new (options: { minConfidence: number }) => object;
   readonly nets: {
     readonly ssdMobilenetv1: Network & {

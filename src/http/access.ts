@@ -12,6 +12,7 @@ export interface Access {
 
 const EVERYTHING: Access = { mayUse: () => true, all: true };
 
+const MISDIRECTED = 'without API_TOKENS this server answers to loopback names alone';
 const LOOPBACK_HOST = /^(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?$/i;
 
 export class AccessRules {
@@ -43,7 +44,11 @@ export class AccessRules {
 
   /** HTTP Basic for people at the dashboard: any name, and a `*` token as the password. */
   async dashboard(request: FastifyRequest, reply: FastifyReply): Promise<void> {
-    if (this.#tokens.length === 0) return void openOnLoopback(request);
+    if (this.#tokens.length === 0) {
+      // Said here and not thrown: below, the dashboard's own error handler would make a 500 of it.
+      if (!namesLoopback(request)) await reply.code(421).send(MISDIRECTED);
+      return;
+    }
     const password = basicPassword(request);
     if (password !== null && this.#opened(password)?.all) return;
     reply.header('www-authenticate', 'Basic realm="dashboard", charset="UTF-8"');
@@ -63,8 +68,12 @@ export class AccessRules {
 }
 
 function openOnLoopback(request: FastifyRequest): Access {
-  if (LOOPBACK_HOST.test(request.headers.host ?? '')) return EVERYTHING;
-  throw new HttpProblem(421, 'without API_TOKENS this server answers to loopback names alone');
+  if (namesLoopback(request)) return EVERYTHING;
+  throw new HttpProblem(421, MISDIRECTED);
+}
+
+function namesLoopback({ headers }: FastifyRequest): boolean {
+  return LOOPBACK_HOST.test(headers.host ?? '');
 }
 
 function digestOf(text: string): Buffer {

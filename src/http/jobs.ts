@@ -1,5 +1,5 @@
 /** Ask for work, and look at it. */
-import type { FastifyInstance } from 'fastify';
+import type { FastifyInstance, FastifyRequest } from 'fastify';
 import { z } from 'zod';
 import type { App } from '../app.js';
 import { firstProblem, QUEUE_NAMES, tenantId } from '../queues/contract.js';
@@ -29,7 +29,10 @@ interface RejectedImage {
 }
 
 export function jobRoutes(server: FastifyInstance, app: App, access: AccessRules): void {
-  server.post('/v1/crawl-jobs', { bodyLimit: CRAWL_BODY_BYTES }, async (request, reply) => {
+  // Before the body is read: a stranger is neither listened to for 32 MiB nor told what is wrong with them.
+  const onRequest = async (request: FastifyRequest) => void access.of(request);
+
+  server.post('/v1/crawl-jobs', { bodyLimit: CRAWL_BODY_BYTES, onRequest }, async (request, reply) => {
     const body = parsed(crawlJobs, request.body);
     access.tenant(request, body.tenantId);
     const { payloads, urls, rejected } = sorted(body);
@@ -38,7 +41,7 @@ export function jobRoutes(server: FastifyInstance, app: App, access: AccessRules
     return reply.code(202).send({ accepted, rejected });
   });
 
-  server.post('/v1/embedding-jobs', async (request, reply) => {
+  server.post('/v1/embedding-jobs', { onRequest }, async (request, reply) => {
     const body = parsed(embeddingJob, request.body);
     access.tenant(request, body.tenantId);
     if (!(await app.records.content(body.tenantId, body.contentHash))) throw notFound();

@@ -36,11 +36,12 @@ export function storeGauges({ metrics, queues }: App): void {
     labelNames: ['queue', 'state'],
     registers,
     async collect() {
-      this.reset();
-      for (const queue of QUEUE_NAMES) {
-        const counts = await queues.counts(queue).catch(() => ({}));
-        for (const [state, count] of Object.entries(counts)) this.set({ queue, state }, count);
-      }
+      const nothing: Record<string, number> = {};
+      const found = await Promise.all(QUEUE_NAMES.map((queue) => queues.counts(queue).catch(() => nothing)));
+      this.reset(); // after the wait, or scrapes that overlap would empty each other's answers
+      QUEUE_NAMES.forEach((queue, i) => {
+        for (const [state, count] of Object.entries(found[i] ?? nothing)) this.set({ queue, state }, count);
+      });
     },
   });
   new Gauge({
@@ -49,11 +50,12 @@ export function storeGauges({ metrics, queues }: App): void {
     labelNames: ['queue'],
     registers,
     async collect() {
+      const found = await Promise.all(QUEUE_NAMES.map((queue) => queues.oldestWaitingSeconds(queue).catch(() => null)));
       this.reset();
-      for (const queue of QUEUE_NAMES) {
-        const seconds = await queues.oldestWaitingSeconds(queue).catch(() => null);
+      QUEUE_NAMES.forEach((queue, i) => {
+        const seconds = found[i] ?? null;
         if (seconds !== null) this.set({ queue }, seconds);
-      }
+      });
     },
   });
 }

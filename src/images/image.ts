@@ -4,7 +4,7 @@ import type { Pixels } from '../faces/engine.js';
 import { type DecodeLimits, decode, type ImageFacts, type Raster, readFacts } from './decoder.js';
 import { perceptualHash } from './phash.js';
 
-export type { DecodeLimits, ImageFacts };
+export type { DecodeLimits };
 
 /** Longest side of a thumbnail in pixels. */
 const THUMBNAIL_SIDE = 256;

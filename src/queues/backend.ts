@@ -2,11 +2,12 @@
  * Where the queues live: Redis or PostgreSQL, both BullMQ's own. Everything the two need differently stands here; what
  * a queue promises is the same on both.
  */
+import { setTimeout as pause } from 'node:timers/promises';
 import { createPostgresBackend, type Processor, Queue, QueueEvents, Worker, type WorkerOptions } from 'bullmq';
 import type { Config, PostgresConfig } from '../config.js';
 import { RetryableError } from '../errors.js';
 import type { Events } from '../events.js';
-import type { QueueName } from './contract.js';
+import { type QueueName, RETENTION } from './contract.js';
 
 export interface BackendOptions {
   /** Namespace: the key prefix in Redis, the schema in PostgreSQL. Other BullMQ clients use the same. */
@@ -25,9 +26,10 @@ export interface QueueBackend {
 
 /**
  * A killed worker's job runs again after `lockDuration` and at most one check more: 12 s. Deaths never fail a job:
- * somebody else killed the worker, and the next attempt may well succeed.
+ * somebody else killed the worker, and the next attempt may well succeed. The count is as large as PostgreSQL's
+ * `integer` holds: with a larger one BullMQ's stalled check there fails, and no killed worker's job ever runs again.
  */
-const RECOVERY = { lockDuration: 8_000, stalledInterval: 4_000, maxStalledCount: Number.MAX_SAFE_INTEGER };
+const RECOVERY = { lockDuration: 8_000, stalledInterval: 4_000, maxStalledCount: 2 ** 31 - 1 };
 /** How soon a worker tries again after the store failed it, in milliseconds. */
 const STORE_RETRY_MS = 1_000;
 const RETRY_BASE_MS = 10_000;
@@ -37,6 +39,8 @@ export function createQueueBackend(config: Config, events: Events, options: Back
   const retryBaseMs = options.retryBaseMs ?? RETRY_BASE_MS;
   const workerOptions = (concurrency: number): ReturnType<WorkerSettings> => ({
     ...RECOVERY,
+    // For the jobs of other clients, which would else be kept for ever; our own bring the same.
+    ...RETENTION,
     concurrency,
     autorun: false,
     runRetryDelay: STORE_RETRY_MS,
@@ -52,7 +56,7 @@ export function createQueueBackend(config: Config, events: Events, options: Back
 type WorkerSettings = (concurrency: number) => Omit<WorkerOptions, 'connection'>;
 
 /** The wait before the next attempt: what the origin asked for, else exponential with half of it left to chance. */
-export function waitBefore(attemptsMade: number, error: Error | undefined, baseMs: number): number {
+function waitBefore(attemptsMade: number, error: Error | undefined, baseMs: number): number {
   if (error instanceof RetryableError && error.retryAfterMs !== undefined) {
     return Math.min(error.retryAfterMs, RETRY_LIMIT_MS);
   }
@@ -81,15 +85,46 @@ function onPostgres(postgres: PostgresConfig, schema: string, settings: WorkerSe
   const pool = (max: number) => ({ connection: { ...shared, max } });
   // BullMQ's classes carry their backend in a type parameter that defaults to Redis; what we use of them is common.
   return {
-    queue: (name) => heard(name, events, new Queue(name, pool(4), createPostgresBackend)) as unknown as Queue,
+    queue: (name) => heard(name, events, new Queue(name, pool(4), createPatientBackend)) as unknown as Queue,
     worker: (name, processor, concurrency) => {
       const options = { ...settings(concurrency), ...pool(10) };
-      return heard(name, events, new Worker(name, processor, options, createPostgresBackend)) as unknown as Worker;
+      return heard(name, events, new Worker(name, processor, options, createPatientBackend)) as unknown as Worker;
     },
     events: (name) =>
-      heard(name, events, new QueueEvents(name, pool(2), createPostgresBackend)) as unknown as QueueEvents,
+      heard(name, events, new QueueEvents(name, pool(2), createPatientBackend)) as unknown as QueueEvents,
   };
 }
+
+/** What BullMQ's backend and its connection both keep: their first answer to whether PostgreSQL is ready. */
+interface Readiness {
+  readyPromise?: Promise<void> | undefined;
+  waitUntilReady(): Promise<void>;
+}
+
+/** Keeps a worker's loop, which asks again at once, from asking thousands of times a second. */
+const NOT_READY_PAUSE_MS = 100;
+
+/**
+ * BullMQ 6.7 keeps that answer for ever, also when it was "no": a queue that was made while PostgreSQL was away stayed
+ * dead, and a worker's loop spun on it without letting a timer or a socket have its turn. Here a "no" is forgotten.
+ */
+const createPatientBackend: typeof createPostgresBackend = (...args) => {
+  const backend = createPostgresBackend(...args);
+  const { connection } = backend as unknown as { connection: Readiness };
+  for (const part of [connection, backend as unknown as Readiness]) {
+    const ready = part.waitUntilReady.bind(part);
+    part.waitUntilReady = async () => {
+      try {
+        await ready();
+      } catch (error) {
+        part.readyPromise = undefined;
+        await pause(NOT_READY_PAUSE_MS);
+        throw error;
+      }
+    };
+  }
+  return backend;
+};
 
 /** Without a listener the first lost connection would end the process. BullMQ reconnects by itself. */
 function heard<T extends { on(event: 'error', listener: (error: Error) => void): unknown }>(

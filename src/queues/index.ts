@@ -17,6 +17,8 @@ const DEADLINE_MS = 900;
 const BATCH = 1_000;
 /** A batch of many jobs may take longer than a single one. */
 const BATCH_DEADLINE_MS = 5_000;
+/** Jobs that are looked at to find the oldest. */
+const FAR_END = 8;
 
 export interface JobView {
   readonly queue: QueueName;
@@ -72,6 +74,8 @@ export class Queues {
   async job(name: QueueName, id: string): Promise<JobView | null> {
     // State first: a job that completes between the two questions is then seen as it was, and never without its outcome.
     const state = await answered(this.get(name).getJobState(id), DEADLINE_MS);
+    // In no state is no job; in Redis, `getJob` would read the queue's own keys (`meta`, `events`) as if they were some.
+    if (state === 'unknown') return null;
     const job = (await answered(this.get(name).getJob(id), DEADLINE_MS)) as Job | undefined;
     if (!job) return null;
     return {
@@ -92,8 +96,14 @@ export class Queues {
 
   /** Seconds that the longest waiting job has waited; 0 where none waits. */
   async oldestWaitingSeconds(name: QueueName): Promise<number> {
-    const [oldest] = await answered(this.get(name).getJobs(['waiting'], 0, 0, true), DEADLINE_MS);
-    return oldest ? Math.max(0, (Date.now() - oldest.timestamp) / 1000) : 0;
+    const { waiting = 0, paused = 0 } = await this.counts(name);
+    const count = waiting + paused;
+    if (count === 0) return 0;
+    // Newest first on both backends (BullMQ's `asc` orders what it cut out, and on PostgreSQL cuts at the wrong end), so
+    // the oldest are at the far end; some are asked for because workers take them meanwhile.
+    const far = await answered(this.get(name).getJobs(['waiting'], Math.max(0, count - FAR_END), -1), DEADLINE_MS);
+    const ages = far.map((job) => Date.now() - job.timestamp);
+    return Math.max(0, ...ages) / 1000;
   }
 
   /** Whether the store answers within a second. */
@@ -107,8 +117,19 @@ export class Queues {
   }
 
   async close(): Promise<void> {
-    await Promise.all(this.all.map((queue) => within(DEADLINE_MS, queue.close(), undefined)));
+    await Promise.all(this.all.map(closed));
   }
+}
+
+/** A store that is away cannot be told good-bye (BullMQ rejects then, or waits for it): its connection is cut. */
+async function closed(queue: Queue): Promise<void> {
+  const CLOSED = Symbol('closed');
+  const ending = queue.close().then(
+    () => CLOSED,
+    () => undefined,
+  );
+  if ((await within(DEADLINE_MS, ending, undefined)) === CLOSED) return;
+  await within(DEADLINE_MS, queue.disconnect(), undefined).catch(() => undefined);
 }
 
 /** A store that does not answer at all is found out with one cheap question, before a batch of work is sent. */

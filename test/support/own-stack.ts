@@ -10,6 +10,8 @@ import { createLogger } from '../../src/logger.js';
 export interface OwnStack extends AsyncDisposable {
   readonly servers: LocalStack;
   config(env?: Record<string, string>): Config;
+  /** Lines that the apps logged, parsed. */
+  readonly logs: Record<string, unknown>[];
   /** An app over these servers; closed with them. */
   app(env?: Record<string, string>, overrides?: Overrides): App;
 }
@@ -20,13 +22,16 @@ export async function startOwnStack(): Promise<OwnStack> {
   const servers = await startLocalStack({ folder, ephemeral: true, cacheFolder: local });
   await migrate({ connectionString: servers.env.DATABASE_URL }, { queueOnPostgres: true });
   const apps: App[] = [];
+  const logs: Record<string, unknown>[] = [];
+  const logger = createLogger('debug', { write: (line: string) => void logs.push(JSON.parse(line)) });
   const config = (env: Record<string, string> = {}) =>
     toConfig({ ...servers.env, STORAGE_URL: `file:${folder}/objects`, PORT: '0', ...env });
   return {
     servers,
     config,
+    logs,
     app: (env, overrides = {}) => {
-      const app = connect(config(env), { logger: createLogger('silent'), ...overrides });
+      const app = connect(config(env), { logger, ...overrides });
       apps.push(app);
       return app;
     },

@@ -1,0 +1,125 @@
+/** The queue's store is killed, frozen and brought back, on servers of this file's own. */
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import type { App } from '../../src/app.js';
+import { crawlQueue } from '../../src/queues/crawl.js';
+import { QueueUnavailableError } from '../../src/queues/index.js';
+import { type OwnStack, startOwnStack } from '../support/own-stack.js';
+import { enqueueOne, gate, image, startWork } from '../support/queue-work.js';
+import { until } from '../support/until.js';
+
+const DONE = { outcome: 'stored' };
+
+let stack: OwnStack;
+
+beforeAll(async () => {
+  stack = await startOwnStack();
+});
+
+afterAll(async () => {
+  await stack?.[Symbol.asyncDispose]();
+});
+
+describe.each(['redis', 'postgres'] as const)('a queue on %s', (server) => {
+  let tests = 0;
+  /** Each test has queues of its own on Redis; on PostgreSQL, jobs of other tests are told apart by their URLs. */
+  const appOf = (options: { namespace?: string } = {}): App => {
+    if (server === 'postgres') return stack.app({ REDIS_URL: 'none' }, { retryBaseMs: 1 });
+    return stack.app({}, { retryBaseMs: 1, queueNamespace: options.namespace ?? `outage-${++tests}` });
+  };
+
+  const untilBack = (app: App, n: string) =>
+    until('the queue takes jobs again', () => enqueueOne(app, image(`${server}-${n}`)));
+
+  test('refuses jobs while its store is dead, and takes them once it is back, without a restart', async () => {
+    const app = appOf();
+    await enqueueOne(app, image(`${server}-before`));
+    await stack.servers.kill(server, 'SIGKILL');
+    await expect(enqueueOne(app)).rejects.toThrow(QueueUnavailableError);
+    await expect(app.queues.enqueue(crawlQueue, [image(1), image(2)])).rejects.toThrow(QueueUnavailableError);
+    await expect(app.queues.job('crawl', 'any')).rejects.toThrow(QueueUnavailableError);
+    await expect(app.queues.counts('crawl')).rejects.toThrow(QueueUnavailableError);
+    expect(await app.queues.isUp()).toBe(false);
+    await stack.servers.restart(server);
+    await untilBack(app, 'after');
+    expect(await app.queues.isUp()).toBe(true);
+  });
+
+  test('works from its store’s first moment on where the store was dead before', async () => {
+    await stack.servers.kill(server, 'SIGKILL');
+    const app = appOf();
+    await expect(enqueueOne(app)).rejects.toThrow(QueueUnavailableError);
+    expect(await app.queues.isUp()).toBe(false);
+    await stack.servers.restart(server);
+    await untilBack(app, 'late-start');
+  });
+
+  test('refuses jobs while its store is frozen, and takes them once it is thawed', async () => {
+    const app = appOf();
+    await enqueueOne(app, image(`${server}-warm`));
+    await stack.servers.kill(server, 'SIGSTOP');
+    try {
+      await expect(enqueueOne(app)).rejects.toThrow(QueueUnavailableError);
+      expect(await app.queues.isUp()).toBe(false);
+    } finally {
+      await stack.servers.kill(server, 'SIGCONT');
+    }
+    await untilBack(app, 'thawed');
+  });
+
+  test('keeps its jobs over a kill of its store, and the same worker goes on with them', async () => {
+    const app = appOf();
+    const names = Array.from({ length: 20 }, (_, n) => `${server}-kept-${n}`);
+    const ids = await app.queues.enqueue(
+      crawlQueue,
+      names.map((name) => image(name)),
+    );
+    const held = gate();
+    let running = 0;
+    const worker = startWork(
+      app,
+      async () => {
+        running += 1;
+        await held.opened;
+        return DONE;
+      },
+      { concurrency: 4 },
+    );
+    await until('four jobs run', () => running >= 4);
+    await stack.servers.kill(server, 'SIGKILL');
+    held.open();
+    await stack.servers.restart(server);
+    const ended = await until('every job has ended', async () => {
+      const jobs = await Promise.all(ids.map((id) => app.queues.job('crawl', id)));
+      return jobs.every((job) => job?.state === 'completed' || job?.state === 'failed') ? jobs : null;
+    });
+    for (const job of ended) expect(job).toMatchObject({ state: 'completed', outcome: DONE, error: null });
+    expect(worker.isRunning()).toBe(true);
+  });
+
+  test('gives its jobs to a worker that was started while its store was dead, and does not flood the log', async () => {
+    const namespace = `outage-worker-${server}`;
+    const producer = appOf({ namespace });
+    const id = await enqueueOne(producer, image(`${server}-early`));
+    await stack.servers.kill(server, 'SIGKILL');
+    stack.logs.length = 0;
+    const app = appOf({ namespace });
+    startWork(app, async () => DONE);
+    await expect(app.queues.counts('crawl')).rejects.toThrow(QueueUnavailableError);
+    await stack.servers.restart(server);
+    await until('the job is completed', async () => (await app.queues.job('crawl', id))?.state === 'completed');
+    // A loop that does not pause between its attempts logs thousands.
+    expect(stack.logs.filter(({ msg }) => msg === 'queue connection error').length).toBeLessThan(300);
+  });
+
+  test('lets an app close while its store is dead', async () => {
+    const app = appOf();
+    await enqueueOne(app, image(`${server}-closing`));
+    startWork(app, async () => DONE);
+    await stack.servers.kill(server, 'SIGKILL');
+    try {
+      await app.close();
+    } finally {
+      await stack.servers.restart(server);
+    }
+  });
+});
