@@ -45,15 +45,25 @@ export class CrawlRecords {
     return { record, rejection: counts ? rejection : null };
   }
 
-  /** What is known of a URL and of the bytes it served, in one round trip per tier. */
+  /** The newest version that the URL served. */
+  async url(tenantId: string, url: string): Promise<CrawlUrl | null> {
+    return known(await this.hybrid.read(tenantId, crawlUrls, sha256(url)));
+  }
+
+  /**
+   * What is known of a URL and of the bytes it served, in one round trip per tier. The content is not needed, and may
+   * be `null`, where the URL is known to have served it.
+   */
   async imageFacts(
     tenantId: string,
     url: string,
     contentHash: string,
   ): Promise<{ record: CrawlUrl | null; content: CrawlContent | null }> {
     const lookups = [lookup(crawlUrls, sha256(url)), lookup(crawlContents, contentHash)];
-    const [record, content] = await this.hybrid.readMany(tenantId, lookups);
-    return { record: known(record as Answer<CrawlUrl>), content: known(content as Answer<CrawlContent>) };
+    const [found, content] = await this.hybrid.readMany(tenantId, lookups);
+    const record = known(found as Answer<CrawlUrl>);
+    if (record?.contentHash === contentHash && content?.state === 'unknown') return { record, content: null };
+    return { record, content: known(content as Answer<CrawlContent>) };
   }
 
   async content(tenantId: string, contentHash: string): Promise<CrawlContent | null> {

@@ -104,8 +104,9 @@ export class Guard {
   #down(reason: string): void {
     if (!this.isUp || this.#closed) return;
     this.#downSince = performance.now();
-    this.#reason = reason;
-    this.events.tierDown(this.tier.name, reason);
+    // Drivers end some of their sentences and not others; ours goes on behind the reason.
+    this.#reason = reason.replace(/\.$/, '');
+    this.events.tierDown(this.tier.name, this.#reason);
     this.#tell(false);
     this.#probeAfter(FIRST_PROBE_MS);
   }

@@ -114,7 +114,10 @@ export class HybridCache {
   #backfill(tenantId: string, lookups: readonly Lookup[], hot: readonly Found[], answers: readonly Answer[]): void {
     const redis = this.tiers.redis;
     if (!redis?.guard.isUp) return;
-    const corrupt = lookups.filter((_, i) => hot[i]?.state === 'corrupt');
+    const corrupt = lookups.flatMap((one, i) => {
+      const seen = hot[i];
+      return seen?.state === 'corrupt' && seen.bytes ? [{ ...one, bytes: seen.bytes }] : [];
+    });
     const found = lookups.flatMap(({ kind, key }, i) => {
       const answer = answers[i];
       return answer?.state === 'hit' && answer.tier === 'postgres' ? [entry(kind, key, answer.value)] : [];

@@ -15,7 +15,7 @@ export interface NearDuplicate {
   readonly distance: number;
 }
 
-export const MAX_DISTANCE = 7;
+const MAX_DISTANCE = 7;
 const DEFAULT_DISTANCE = 6;
 const MOST = 20;
 

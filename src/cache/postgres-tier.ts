@@ -29,8 +29,9 @@ export class PostgresTier implements Tier {
     const { rows } = await this.pool.query<unknown[]>({ ...selection(tenantId, groups), rowMode: 'array' });
     for (const [slot, ...rest] of rows as [number, ...unknown[]][]) {
       const kind = lookups[slot]?.kind;
-      const cells = (groups.length > 1 ? rest[0] : rest) as Cell[];
-      if (kind) found[slot] = attempt(() => kind.fromRow(cells));
+      if (!kind) continue;
+      const cells = groups.length > 1 ? fromJson(kind, rest[0] as Cell[]) : (rest as Cell[]);
+      found[slot] = attempt(() => kind.fromRow(cells));
     }
     return found;
   }
@@ -39,10 +40,10 @@ export class PostgresTier implements Tier {
     const groups = grouped(withoutRepeats(entries));
     const { rows } = await this.pool.query<[number, Cell[]]>({ ...insertion(tenantId, groups), rowMode: 'array' });
     const standing = groups.flatMap((group) => group.items.map(({ item }) => item));
-    const kept = groups.filter((group) => group.kind.onConflict === 'keep').flatMap(({ items }) => items);
+    const told = groups.filter(({ kind }) => mayStandOtherwise(kind)).flatMap(({ items }) => items);
     for (const [position, cells] of rows) {
-      const old = kept[position]?.item;
-      if (old) standing[standing.indexOf(old)] = { ...old, value: old.kind.fromRow(cells) };
+      const old = told[position]?.item;
+      if (old) standing[standing.indexOf(old)] = { ...old, value: old.kind.fromRow(fromJson(old.kind, cells)) };
     }
     return standing;
   }
@@ -76,18 +77,24 @@ function grouped<T extends Lookup>(items: readonly T[]): Group<T>[] {
   return [...groups.values()];
 }
 
-/** The last entry of each key: a statement may touch a row once. */
+/**
+ * The last entry of each key, since a statement may touch a row once; in the order of the keys, since writers that lock
+ * rows in different orders end in a deadlock.
+ */
 function withoutRepeats(entries: readonly Entry[]): Entry[] {
   const last = new Map(entries.map((one) => [JSON.stringify([one.kind.name, ...one.kind.key(one.key)]), one]));
-  return [...last.values()];
+  return [...last.keys()].sort().map((key) => last.get(key) as Entry);
 }
 
 /** Rows of `slot, cells…` for one kind; for several, `slot, [cells…]` as JSON, since their columns differ. */
 function selection(tenantId: string, groups: readonly Group<Lookup>[]): Statement {
   const values: unknown[] = [tenantId];
   const parts = groups.map(({ kind, items }) => {
-    const columns = kind.table.columns.map(readable);
-    const cells = groups.length > 1 ? `json_build_array(${columns.join(', ')})` : columns.join(', ');
+    const { columns } = kind.table;
+    const cells =
+      groups.length > 1
+        ? `json_build_array(${columns.map(jsonReadable).join(', ')})`
+        : columns.map(readable).join(', ');
     const keys = items.map(({ index, item }) => {
       const parameters = kind.key(item.key).map((part) => `$${values.push(part)}`);
       return `(${index}::int, ${parameters.map((parameter) => `${parameter}::text`).join(', ')})`;
@@ -109,24 +116,29 @@ function selectNewest({ table }: AnyKind, cells: string, keys: readonly string[]
   );
 }
 
-/** One insert per kind, all in one statement; rows of `position, [cells…]` for the kinds that keep the first value. */
+/** Whether what stands after a write may be something else than what was written. */
+function mayStandOtherwise({ onConflict, table }: AnyKind): boolean {
+  return onConflict === 'keep' || table.versions !== undefined;
+}
+
+/** One insert per kind, all in one statement; rows of `position, [cells…]` for the kinds that may stand otherwise. */
 function insertion(tenantId: string, groups: readonly Group<Entry>[]): Statement {
   const values: unknown[] = [tenantId];
   const inserts = groups.map(({ kind, items }, i) => {
     const rows = items.map(({ item }) => insertRow(kind, item, values));
     return `w${i} as (${upsert(kind, rows)})`;
   });
-  const keeps = groups.flatMap(({ kind, items }, i) =>
-    kind.onConflict === 'keep' ? [{ kind, items, name: `w${i}` }] : [],
+  const told = groups.flatMap(({ kind, items }, i) =>
+    mayStandOtherwise(kind) ? [{ kind, items, name: `w${i}` }] : [],
   );
   let offset = 0;
-  const answers = keeps.map(({ kind, items, name }) => {
+  const answers = told.map(({ kind, items, name }) => {
     const keys = items.map(({ item }, i) => {
       const parameters = kind.key(item.key).map((part) => `$${values.push(part)}::text`);
       return `(${offset + i}::int, ${parameters.join(', ')})`;
     });
     offset += items.length;
-    return selectKept(kind, name, keys);
+    return selectStanding(kind, name, keys);
   });
   const text = `with ${inserts.join(', ')} ${answers.join(' union all ') || 'select 1 where false'}`;
   const only = groups.length === 1 && groups[0]?.items.length === 1 ? groups[0].kind : undefined;
@@ -140,7 +152,8 @@ function insertRow(kind: AnyKind, item: Entry, values: unknown[]): string {
   return `($1::text, ${[...key, ...row].join(', ')})`;
 }
 
-function upsert({ table, onConflict }: AnyKind, rows: readonly string[]): string {
+function upsert(kind: AnyKind, rows: readonly string[]): string {
+  const { table, onConflict } = kind;
   const names = table.columns.map(({ name }) => name);
   const primaryKey = table.versions?.primaryKey ?? table.key;
   // Updating a row to itself is what makes `returning` answer with the row that stays.
@@ -151,26 +164,45 @@ function upsert({ table, onConflict }: AnyKind, rows: readonly string[]): string
           ...names.filter((name) => !primaryKey.includes(name)).map((name) => `${name} = excluded.${name}`),
           'updated_at = now()',
         ].join(', ');
-  const returning = onConflict === 'keep' ? ` returning ${[...table.key, ...names].join(', ')}` : '';
+  const newest = table.versions?.newestBy;
+  const unlessOlder = newest ? ` where ${table.name}.${newest} <= excluded.${newest}` : '';
+  const returning = mayStandOtherwise(kind) ? ` returning ${[...table.key, ...names].join(', ')}` : '';
   return (
     `insert into ${table.name} (tenant_id, ${[...table.key, ...names].join(', ')}) values ${rows.join(', ')} ` +
-    `on conflict (tenant_id, ${primaryKey.join(', ')}) do update set ${update}${returning}`
+    `on conflict (tenant_id, ${primaryKey.join(', ')}) do update set ${update}${unlessOlder}${returning}`
   );
 }
 
-function selectKept({ table }: AnyKind, from: string, keys: readonly string[]): string {
+function selectStanding({ table }: AnyKind, written: string, keys: readonly string[]): string {
   const names = table.key.map((_, i) => `k${i}`);
-  const match = table.key.map((column, i) => `${from}.${column} = asked.k${i}`).join(' and ');
-  const cells = table.columns.map((column) => readable(column).replace(/\bt\./, `${from}.`)).join(', ');
+  const match = table.key.map((column, i) => `${column} = asked.k${i}`).join(' and ');
+  const columns = [...table.key, ...table.columns.map(({ name }) => name)].join(', ');
+  const rows = `select ${columns}, true as fresh from ${written} where ${match}`;
+  // The statement sees the table as it was before, so what it wrote itself has to be put beside that.
+  const newest = table.versions
+    ? `select * from (${rows} union all select ${columns}, false from ${table.name} where tenant_id = $1 and ${match}) ` +
+      `as versions order by ${table.versions.newestBy} desc, fresh desc limit 1`
+    : rows;
   return (
-    `select asked.slot, json_build_array(${cells}) from (values ${keys.join(', ')}) as asked(slot, ${names.join(', ')}) ` +
-    `join ${from} on ${match}`
+    `select asked.slot, json_build_array(${table.columns.map(jsonReadable).join(', ')}) ` +
+    `from (values ${keys.join(', ')}) as asked(slot, ${names.join(', ')}) cross join lateral (${newest}) as t`
   );
 }
 
 function readable({ name, type }: Column): string {
   // A double counts milliseconds exactly and, unlike a bigint, reaches us as a number.
   return type === 'timestamp' ? `round(extract(epoch from t.${name}) * 1000)::float8` : `t.${name}`;
+}
+
+/** JSON has no bytes; base64 costs a third more, where PostgreSQL's own hex would double them. */
+function jsonReadable(column: Column): string {
+  return column.type === 'bytea' ? `encode(${readable(column)}, 'base64')` : readable(column);
+}
+
+function fromJson({ table }: AnyKind, cells: readonly Cell[]): Cell[] {
+  return cells.map((cell, i) =>
+    table.columns[i]?.type === 'bytea' && typeof cell === 'string' ? Buffer.from(cell, 'base64') : cell,
+  );
 }
 
 function writable({ type }: Column, parameter: string): string {

@@ -1,11 +1,14 @@
 /** The hot tier: compact binary values under `<prefix>:<kind>:<format>:<tenant>:<key…>`, each with a lifetime. */
-import { Redis } from 'ioredis';
+import { type ChainableCommander, Redis } from 'ioredis';
 import type { Config } from '../config.js';
 import type { Logger } from '../logger.js';
 import { ABSENT, attempt, type Entry, type Found, isOurs, type Lookup, type Tier } from './tier.js';
 
 /** Lifetimes vary by this share, so that entries written together do not all expire together. */
 const TTL_JITTER = 0.1;
+
+const REMOVE_IF_SAME =
+  "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('unlink', KEYS[1]) end return 0";
 
 export interface RedisTierOptions {
   readonly url: string;
@@ -19,18 +22,26 @@ export class RedisTier implements Tier {
   readonly #redis: Redis;
   readonly #ttl: Config['ttl'];
   readonly #prefix: string;
+  #connecting: Promise<void> | undefined;
+  /** Why there is no connection, where its end said so. */
+  #trouble: Error | undefined;
 
   constructor(options: RedisTierOptions, log: Logger) {
     this.#redis = connect(options.url, log);
+    this.#redis.on('error', (error) => {
+      this.#trouble = error;
+    });
+    this.#redis.on('ready', () => {
+      this.#trouble = undefined;
+    });
     this.#ttl = options.ttl;
     this.#prefix = options.prefix ?? 'hc';
   }
 
   async read(tenantId: string, lookups: readonly Lookup[]): Promise<Found[]> {
-    await this.#connected();
     const keys = lookups.map((one) => this.keyOf(tenantId, one));
-    const values = await this.#redis.mgetBuffer(...keys);
-    return values.map((bytes, i) => (bytes ? attempt(() => lookups[i]?.kind.decode(bytes)) : ABSENT));
+    const values = await this.#connected((redis) => redis.mgetBuffer(...keys));
+    return values.map((bytes, i) => (bytes ? attempt(() => lookups[i]?.kind.decode(bytes), bytes) : ABSENT));
   }
 
   async write(tenantId: string, entries: readonly Entry[]): Promise<Entry[]> {
@@ -43,19 +54,24 @@ export class RedisTier implements Tier {
     await this.#set(tenantId, entries, true);
   }
 
-  async remove(tenantId: string, lookups: readonly Lookup[]): Promise<void> {
-    await this.#connected();
-    await this.#redis.unlink(...lookups.map((one) => this.keyOf(tenantId, one)));
+  /** Removes entries; one that comes with `bytes` only if it has not been written anew since they were read. */
+  async remove(tenantId: string, entries: readonly (Lookup & { readonly bytes?: Buffer })[]): Promise<void> {
+    const pipeline = this.#redis.pipeline();
+    for (const one of entries) {
+      const key = this.keyOf(tenantId, one);
+      if (one.bytes) pipeline.eval(REMOVE_IF_SAME, 1, key, one.bytes);
+      else pipeline.unlink(key);
+    }
+    await this.#connected(() => executed(pipeline));
   }
 
   async ping(): Promise<void> {
-    await this.#connected();
-    await this.#redis.ping();
+    await this.#connected((redis) => redis.ping());
   }
 
   /** An error that the server itself answered with is about the command, unless it says that the server cannot serve. */
   isOutage(error: unknown): boolean {
-    if (!(error instanceof Error) || error.name !== 'ReplyError') return !isOurs(error);
+    if (!isReply(error)) return !isOurs(error);
     return /^(LOADING|BUSY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|NOAUTH|WRONGPASS|READONLY)\b/.test(error.message);
   }
 
@@ -68,7 +84,6 @@ export class RedisTier implements Tier {
   }
 
   async #set(tenantId: string, entries: readonly Entry[], onlyIfAbsent: boolean): Promise<void> {
-    await this.#connected();
     const pipeline = this.#redis.pipeline();
     for (const one of entries) {
       const key = this.keyOf(tenantId, one);
@@ -77,9 +92,7 @@ export class RedisTier implements Tier {
       if (onlyIfAbsent) pipeline.set(key, bytes, 'PX', ttl, 'NX');
       else pipeline.set(key, bytes, 'PX', ttl);
     }
-    const answers = (await pipeline.exec()) ?? [];
-    const failed = answers.find(([error]) => error);
-    if (failed?.[0]) throw failed[0];
+    await this.#connected(() => executed(pipeline));
   }
 
   /** Milliseconds from a lifetime in seconds. */
@@ -87,10 +100,40 @@ export class RedisTier implements Tier {
     return Math.round(seconds * 1000 * (1 + TTL_JITTER * (2 * Math.random() - 1)));
   }
 
-  /** Opens the connection at the first use: constructing a cache does no I/O. */
-  async #connected(): Promise<void> {
-    if (this.#redis.status === 'wait') await this.#redis.connect();
+  /**
+   * Runs commands on the connection, which opens at the first use: constructing a cache does no I/O. Where there is none
+   * it throws why, since the driver's own words for that are about its options.
+   */
+  async #connected<T>(commands: (redis: Redis) => Promise<T>): Promise<T> {
+    if (this.#redis.status === 'wait') {
+      this.#connecting = this.#redis.connect().finally(() => {
+        this.#connecting = undefined;
+      });
+    }
+    // Whoever comes while the first connection is being made waits for it; a later one is waited for by nobody.
+    await this.#connecting?.catch(() => undefined);
+    if (this.#redis.status !== 'ready') throw this.#lost();
+    try {
+      return await commands(this.#redis);
+    } catch (error) {
+      throw isReply(error) || isOurs(error) ? error : this.#lost();
+    }
   }
+
+  #lost(): Error {
+    return this.#trouble ?? new Error('the connection was lost');
+  }
+}
+
+function isReply(error: unknown): error is Error {
+  return error instanceof Error && error.name === 'ReplyError';
+}
+
+/** Throws the first error among the answers, which a pipeline keeps to itself. */
+async function executed(pipeline: ChainableCommander): Promise<void> {
+  const answers = (await pipeline.exec()) ?? [];
+  const failed = answers.find(([error]) => error);
+  if (failed?.[0]) throw failed[0];
 }
 
 function connect(url: string, log: Logger): Redis {

@@ -119,10 +119,7 @@ export class HybridCacheService {
 
   /** @param phash text of 1 to 128 characters; 16 lower-case hex characters can also be found by likeness. */
   async cachePerceptualHash(content: Content, tenantId: string, phash: string): Promise<boolean> {
-    if (typeof phash !== 'string' || phash.length < 1 || phash.length > 128 || phash.includes('\0')) {
-      throw new ArgumentError('phash', 'expected text of 1 to 128 characters');
-    }
-    return this.#put(tenantId, perceptualHashes, hashOf(content), phash);
+    return this.#put(tenantId, perceptualHashes, hashOf(content), checkText('phash', phash, 128));
   }
 
   async getCachedPerceptualHash(content: Content, tenantId: string): Promise<string | null> {
@@ -133,8 +130,8 @@ export class HybridCacheService {
   async shouldSkipUrl(url: string, tenantId: string): Promise<SkipAnswer> {
     const tenant = checkTenantId(tenantId);
     const canonical = canonicalUrl(url);
-    const facts = await unlessAway(this.#records.urlFacts(tenant, canonical));
-    return facts?.record ? { shouldSkip: true, rawKey: facts.record.rawKey, reason: 'url' } : NOT_SKIPPED;
+    const record = await unlessAway(this.#records.url(tenant, canonical));
+    return record ? { shouldSkip: true, rawKey: record.rawKey, reason: 'url' } : NOT_SKIPPED;
   }
 
   /**
@@ -159,10 +156,9 @@ export class HybridCacheService {
   async storeCrawledImage(url: string, imageBytes: Content, keys: StoredKeys, tenantId: string): Promise<boolean> {
     const tenant = checkTenantId(tenantId);
     const canonical = canonicalUrl(url);
-    if (typeof keys?.rawKey !== 'string' || keys.rawKey === '') throw new ArgumentError('rawKey', 'expected text');
     const content = {
-      rawKey: keys.rawKey,
-      thumbnailKey: keys.thumbnailKey ?? null,
+      rawKey: checkText('rawKey', keys?.rawKey),
+      thumbnailKey: optionalText('thumbnailKey', keys.thumbnailKey),
       mimeType: null,
       byteSize: typeof imageBytes === 'string' ? null : imageBytes.length,
       width: null,
@@ -170,7 +166,8 @@ export class HybridCacheService {
       jobId: null,
       storedAt: Date.now(),
     };
-    const image = { url: canonical, sourceUrl: keys.sourceUrl ?? null, contentHash: hashOf(imageBytes), content };
+    const sourceUrl = optionalText('sourceUrl', keys.sourceUrl);
+    const image = { url: canonical, sourceUrl, contentHash: hashOf(imageBytes), content };
     return (await unlessAway(this.#records.store(tenant, { ...image, phash: null }))) !== null;
   }
 
@@ -183,6 +180,7 @@ export class HybridCacheService {
     tenantId: string,
     options: { maxDistance?: number } = {},
   ): Promise<NearDuplicate[]> {
+    checkText('phash', phash, 128);
     const { pool, tiers } = this.#connection;
     const search = { pool, guard: tiers.postgres.guard };
     return (await unlessAway(searchNearDuplicates(search, checkTenantId(tenantId), phash, options))) ?? [];
@@ -240,6 +238,17 @@ function checkFaces<T>(argument: string, schema: z.ZodType<T>, faces: unknown): 
     .map((part) => (typeof part === 'number' ? `[${part}]` : `.${String(part)}`))
     .join('');
   throw new ArgumentError(`${argument}${path}`, issue?.message ?? 'not valid');
+}
+
+/** Text that PostgreSQL can hold and give back as it was: neither empty nor with a NUL or half a surrogate pair. */
+function checkText(argument: string, text: unknown, most = 2_048): string {
+  const sound = typeof text === 'string' && !/\0|\p{Surrogate}/u.test(text);
+  if (sound && text.length >= 1 && text.length <= most) return text;
+  throw new ArgumentError(argument, `expected text of 1 to ${most} characters`);
+}
+
+function optionalText(argument: string, text: unknown): string | null {
+  return text === undefined || text === null ? null : checkText(argument, text);
 }
 
 async function unlessAway<T>(work: Promise<T>): Promise<T | null> {

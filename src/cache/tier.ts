@@ -15,7 +15,12 @@ export interface Entry extends Lookup {
 export type Found =
   | { readonly state: 'value'; readonly value: unknown }
   | { readonly state: 'absent' }
-  | { readonly state: 'corrupt'; readonly error: unknown };
+  | {
+      readonly state: 'corrupt';
+      readonly error: unknown;
+      /** What was found, where the tier can remove an entry only if it still is that. */
+      readonly bytes?: Buffer | undefined;
+    };
 
 export const ABSENT: Found = { state: 'absent' };
 
@@ -25,7 +30,7 @@ export interface Tier {
   read(tenantId: string, lookups: readonly Lookup[]): Promise<Found[]>;
   /**
    * One round trip, all or nothing where the tier can. Resolves with the entries as they stand afterwards: for a kind
-   * that keeps the first value, that may be an older one.
+   * that keeps the first value, that may be an older one; for a kind with versions, a newer one.
    */
   write(tenantId: string, entries: readonly Entry[]): Promise<Entry[]>;
   /** Resolves when the tier answers. */
@@ -44,11 +49,11 @@ export function entry<Key, Value>(kind: Kind<Key, Value>, key: Key, value: Value
   return { kind, key, value };
 }
 
-export function attempt(decode: () => unknown): Found {
+export function attempt(decode: () => unknown, bytes?: Buffer): Found {
   try {
     return { state: 'value', value: decode() };
   } catch (error) {
-    return { state: 'corrupt', error };
+    return { state: 'corrupt', error, bytes };
   }
 }
 

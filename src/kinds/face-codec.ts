@@ -1,40 +1,46 @@
 /**
- * The packed form of face records, the same bytes in Redis and in PostgreSQL.
+ * The packed form of face records, the same bytes in Redis and in PostgreSQL. Numbers are little-endian.
  *
  *     u8  layout (1)
- *     u32 length of the JSON, little-endian like all that follows
+ *     u32 CRC-32 of all that follows
+ *     u32 length of the JSON
  *     JSON: an array with each record less its vector
  *     for each record: u8 bytes per number (0 = no vector, 4, 8), u32 count, the numbers
  *
  * A vector is stored as float32 where that loses nothing, else as float64, so that numbers come back exactly as given.
+ * The checksum is there because a damaged vector is a vector too, and would be compared with others for ever.
  */
+import { crc32 } from 'node:zlib';
 
 const LAYOUT = 1;
+const HEAD_BYTES = 9;
 
 type FaceRecord = { embedding?: number[] } & Record<string, unknown>;
 
 export function packFaces(records: readonly FaceRecord[]): Buffer {
-  const vectors = records.map(({ embedding }) => (embedding ? packVector(embedding) : undefined));
-  const rest = Buffer.from(JSON.stringify(records.map(({ embedding: _, ...record }) => record)));
-  const head = Buffer.allocUnsafe(5);
-  head.writeUInt8(LAYOUT, 0);
-  head.writeUInt32LE(rest.length, 1);
-  const parts = vectors.flatMap((vector) => {
+  const parts = records.flatMap(({ embedding }) => {
     const size = Buffer.alloc(5);
-    if (!vector) return [size];
+    if (!isVector(embedding)) return [size];
+    const vector = packVector(embedding);
     size.writeUInt8(vector.BYTES_PER_ELEMENT, 0);
     size.writeUInt32LE(vector.length, 1);
     return [size, Buffer.from(vector.buffer, vector.byteOffset, vector.byteLength)];
   });
-  return Buffer.concat([head, rest, ...parts]);
+  const rest = Buffer.from(toJson(records.map(withoutVector)));
+  const head = Buffer.allocUnsafe(HEAD_BYTES);
+  head.writeUInt8(LAYOUT, 0);
+  head.writeUInt32LE(rest.length, 5);
+  const bytes = Buffer.concat([head, rest, ...parts]);
+  bytes.writeUInt32LE(crc32(bytes.subarray(5)), 1);
+  return bytes;
 }
 
 /** @throws {RangeError} on bytes that `packFaces` did not make. */
 export function unpackFaces(bytes: Buffer): FaceRecord[] {
-  if (bytes.length < 5 || bytes[0] !== LAYOUT) throw new RangeError('not a packed list of faces');
-  let at = 5 + bytes.readUInt32LE(1);
-  if (at > bytes.length) throw new RangeError('a packed list of faces ends early');
-  const records = JSON.parse(bytes.toString('utf8', 5, at)) as FaceRecord[];
+  if (bytes.length < HEAD_BYTES || bytes[0] !== LAYOUT) throw new RangeError('not a packed list of faces');
+  if (bytes.readUInt32LE(1) !== crc32(bytes.subarray(5))) throw new RangeError('a packed list of faces is damaged');
+  let at = HEAD_BYTES + bytes.readUInt32LE(5);
+  const records = JSON.parse(bytes.toString('utf8', HEAD_BYTES, at)) as FaceRecord[];
   for (const record of records) {
     const width = bytes.readUInt8(at);
     const count = bytes.readUInt32LE(at + 1);
@@ -45,6 +51,25 @@ export function unpackFaces(bytes: Buffer): FaceRecord[] {
   }
   if (at !== bytes.length) throw new RangeError('a packed list of faces has a wrong length');
   return records;
+}
+
+/** Whether it can be packed; a field that only has the name stays in the JSON. */
+function isVector(embedding: unknown): embedding is number[] {
+  return Array.isArray(embedding) && embedding.every((one) => typeof one === 'number');
+}
+
+function withoutVector(record: FaceRecord): Record<string, unknown> {
+  const { embedding, ...rest } = record;
+  return isVector(embedding) ? rest : record;
+}
+
+/** JSON that keeps the sign of zero, which `JSON.parse` reads and `JSON.stringify` drops. */
+function toJson(value: unknown): string {
+  if (Object.is(value, -0)) return '-0';
+  if (Array.isArray(value)) return `[${value.map(toJson).join(',')}]`;
+  if (typeof value !== 'object' || value === null) return JSON.stringify(value) ?? 'null';
+  const fields = Object.entries(value).filter(([, one]) => one !== undefined);
+  return `{${fields.map(([name, one]) => `${JSON.stringify(name)}:${toJson(one)}`).join(',')}}`;
 }
 
 function packVector(numbers: readonly number[]): Float32Array | Float64Array {

@@ -11,7 +11,7 @@ export interface Column {
 /** What a cell holds on our side. */
 export type Cell = string | number | Buffer | null;
 
-export interface Table {
+interface Table {
   readonly name: string;
   /** The columns that follow `tenant_id` in the look-up, in the order of `Kind.key`. */
   readonly key: readonly string[];
@@ -48,7 +48,7 @@ export const jsonCodec = <Value>() => ({
   encode: (value: Value): Buffer => Buffer.from(JSON.stringify(value)),
   decode: (bytes: Buffer): Value => {
     const value: unknown = JSON.parse(bytes.toString());
-    if (typeof value !== 'object' || value === null) throw new RangeError('not a record');
+    if (typeof value !== 'object' || value === null || Array.isArray(value)) throw new RangeError('not a record');
     return value as Value;
   },
 });

@@ -1,6 +1,9 @@
 /** The perceptual hash of a content: opaque text of at most 128 characters; 16 hex characters are also indexed. */
 import { checkContentHash, type Kind } from './kind.js';
 
+/** Throws on what is not UTF-8, and keeps all that is. */
+const TEXT = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
+
 export const perceptualHashes: Kind<string, string> = {
   name: 'perceptual_hash',
   ttl: 'phash',
@@ -9,7 +12,7 @@ export const perceptualHashes: Kind<string, string> = {
   onConflict: 'replace',
   key: (contentHash) => [checkContentHash(contentHash)],
   encode: (phash) => Buffer.from(phash),
-  decode: (bytes) => bytes.toString(),
+  decode: (bytes) => TEXT.decode(bytes),
   toRow: (phash) => [phash],
   fromRow: ([phash]) => phash as string,
 };

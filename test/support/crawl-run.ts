@@ -28,11 +28,12 @@ export async function embedded(app: App, tenantId: string, contentHash: string):
   return job.outcome as EmbeddingOutcome;
 }
 
-export async function ended(app: App, queue: 'crawl' | 'embedding', id: string): Promise<JobView> {
-  return until(`job ${id} of ${queue} to end`, async () => {
+export async function ended(app: App, queue: 'crawl' | 'embedding', id: string, ms?: number): Promise<JobView> {
+  const end = async () => {
     const job = await app.queues.job(queue, id);
     return job && ['completed', 'failed'].includes(job.state) ? job : null;
-  });
+  };
+  return until(`job ${id} of ${queue} to end`, end, ms);
 }
 
 /** Resolves when no job waits or runs. */

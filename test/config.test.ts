@@ -1,0 +1,197 @@
+/** The environment becomes a configuration, or a list of everything that is wrong with it. */
+import { existsSync, readFileSync } from 'node:fs';
+import { availableParallelism } from 'node:os';
+import { resolve } from 'node:path';
+import { expect, test } from 'vitest';
+import { namesNoServer, toConfig, VARIABLE_NAMES } from '../src/config.js';
+import { ConfigError } from '../src/errors.js';
+
+const SECRET = 'hunter2-s3cr3t';
+
+function problemsOf(env: Record<string, string>): readonly string[] {
+  try {
+    toConfig(env);
+  } catch (error) {
+    expect(error).toBeInstanceOf(ConfigError);
+    const { problems, message } = error as ConfigError;
+    for (const problem of problems) expect(message).toContain(problem);
+    return problems;
+  }
+  return [];
+}
+
+test('with nothing set every default is the documented one', () => {
+  expect(toConfig({})).toMatchObject({
+    redisUrl: 'redis://localhost:6379/0',
+    queue: { backend: 'redis', url: 'redis://localhost:6379/0' },
+    postgres: { host: 'localhost', port: 5432, database: 'mordeaux', user: 'mordeaux', password: '' },
+    storage: { folder: resolve('data/objects') },
+    http: { host: '127.0.0.1', port: 3000, tokens: [] },
+    metricsPort: 3001,
+    embedding: { threads: availableParallelism() },
+    fetch: { maxBytes: 20 * 1024 * 1024, timeoutMs: 30_000, allow: [], deny: [] },
+    images: { maxPixels: 100_000_000 },
+    ttl: { embedding: 3600, search: 300, phash: 7200, faceDetection: 3600, crawl: 86_400 },
+    logLevel: 'info',
+    shutdownTimeoutMs: 15_000,
+  });
+});
+
+test('an empty variable counts as unset', () => {
+  const empty = Object.fromEntries(VARIABLE_NAMES.map((name) => [name, '']));
+  expect(toConfig(empty)).toEqual(toConfig({}));
+});
+
+test('what is set is what is used', () => {
+  const config = toConfig({
+    REDIS_URL: 'rediss://user:pw@cache:7000/1',
+    QUEUE_REDIS_URL: 'redis://queue:6380',
+    POSTGRES_HOST: 'db',
+    POSTGRES_PORT: '5433',
+    STORAGE_URL: 'file:/var/objects',
+    HOST: '::1',
+    PORT: '0',
+    CRAWL_CONCURRENCY: '7',
+    EMBEDDING_THREADS: '2',
+    CACHE_TTL_PHASH: '1',
+    FETCH_TIMEOUT_MS: '5',
+    USER_AGENT_CONTACT: 'https://example.com/bot',
+    LOG_LEVEL: 'debug',
+    SHUTDOWN_TIMEOUT_MS: '0',
+  });
+  expect(config).toMatchObject({
+    redisUrl: 'rediss://user:pw@cache:7000/1',
+    queue: { backend: 'redis', url: 'redis://queue:6380' },
+    postgres: { host: 'db', port: 5433 },
+    storage: { folder: '/var/objects' },
+    http: { host: '::1', port: 0 },
+    crawl: { concurrency: 7 },
+    embedding: { threads: 2 },
+    ttl: { phash: 1 },
+    fetch: { timeoutMs: 5, userAgent: expect.stringContaining('(+https://example.com/bot)') },
+    logLevel: 'debug',
+    shutdownTimeoutMs: 0,
+  });
+});
+
+test('a password is handed to PostgreSQL as it is, whatever is in it', () => {
+  const password = 'a@b:c/d#e?f%20 "ü"';
+  expect(toConfig({ POSTGRES_PASSWORD: password }).postgres).toMatchObject({ password });
+  const url = 'postgres://u:p%40%3A%2F%23@db:5433/name';
+  expect(toConfig({ DATABASE_URL: url, POSTGRES_HOST: 'ignored' }).postgres).toEqual({ connectionString: url });
+});
+
+test('the queue is on PostgreSQL where there is no Redis for it', () => {
+  expect(toConfig({ REDIS_URL: 'none' })).toMatchObject({ redisUrl: null, queue: { backend: 'postgres' } });
+  expect(toConfig({ QUEUE_BACKEND: 'postgres' })).toMatchObject({
+    redisUrl: 'redis://localhost:6379/0',
+    queue: { backend: 'postgres' },
+  });
+  expect(toConfig({ REDIS_URL: 'none', QUEUE_REDIS_URL: 'redis://q' })).toMatchObject({
+    redisUrl: null,
+    queue: { backend: 'redis', url: 'redis://q' },
+  });
+  expect(problemsOf({ REDIS_URL: 'none', QUEUE_BACKEND: 'redis' })).toEqual([
+    expect.stringMatching(/^QUEUE_BACKEND: expected postgres, or a QUEUE_REDIS_URL .*; got redis$/),
+  ]);
+});
+
+test('every problem is told at once, in the order of the variables: the variable, what was expected, and its value', () => {
+  expect(
+    problemsOf({
+      PORT: 'eighty',
+      METRICS_PORT: '65536',
+      POSTGRES_PORT: '0',
+      CACHE_TTL_CRAWL: '-1',
+      FETCH_MAX_BYTES: '1e6',
+      QUEUE_BACKEND: 'kafka',
+      LOG_LEVEL: 'loud',
+      STORAGE_URL: '/var/objects',
+      FETCH_ALLOW: '10.0.0.0/99',
+      IMAGE_MAX_PIXELS: '1.5',
+    }),
+  ).toEqual([
+    'QUEUE_BACKEND: expected one of redis, postgres; got "kafka"',
+    'POSTGRES_PORT: expected a whole number from 1 to 65535; got "0"',
+    'STORAGE_URL: expected file:<path of a folder>; got "/var/objects"',
+    'PORT: expected a whole number from 0 to 65535; got "eighty"',
+    'METRICS_PORT: expected a whole number from 0 to 65535; got "65536"',
+    'CACHE_TTL_CRAWL: expected a whole number from 1 on; got "-1"',
+    'FETCH_MAX_BYTES: expected a whole number from 1 to 1073741824; got "1e6"',
+    'FETCH_ALLOW: expected host names or CIDRs, comma-separated, each with an optional :port or :*; got "10.0.0.0/99"',
+    'IMAGE_MAX_PIXELS: expected a whole number from 1 on; got "1.5"',
+    expect.stringMatching(/^LOG_LEVEL: expected one of trace, .*silent; got "loud"$/),
+  ]);
+});
+
+test('no message repeats a secret', () => {
+  const problems = problemsOf({
+    REDIS_URL: `http://user:${SECRET}@host`,
+    QUEUE_REDIS_URL: `${SECRET}@host`,
+    DATABASE_URL: `mysql://user:${SECRET}@host/db`,
+    API_TOKENS: SECRET,
+  });
+  expect(problems.map((problem) => problem.split(':')[0])).toEqual([
+    'REDIS_URL',
+    'QUEUE_REDIS_URL',
+    'DATABASE_URL',
+    'API_TOKENS',
+  ]);
+  expect(problems.join()).not.toContain(SECRET);
+});
+
+test('tokens are split at their last =, and one may stand in several pairs', () => {
+  const config = toConfig({ API_TOKENS: 'abcdefgh==tenant-1, abcdefgh==tenant.2 ,other-token=*' });
+  expect(config.http.tokens).toEqual([
+    { token: 'abcdefgh=', tenant: 'tenant-1' },
+    { token: 'abcdefgh=', tenant: 'tenant.2' },
+    { token: 'other-token', tenant: '*' },
+  ]);
+});
+
+test.each(['token', '=tenant', 'token=', 'token=a:b', 'token=**', 'token=a,', `token=${'x'.repeat(101)}`])(
+  '%j is no list of tokens',
+  (tokens) => {
+    expect(problemsOf({ API_TOKENS: tokens })).toEqual([
+      'API_TOKENS: expected token=tenant or token=* pairs, comma-separated; got [secret]',
+    ]);
+  },
+);
+
+test.each(['0.0.0.0', '::', '192.168.1.5', 'example.com', '127.0.0.1.example.com'])(
+  'without tokens the server does not listen on %s',
+  (HOST) => {
+    const problem = `HOST: expected a loopback address while no API_TOKENS are set; got ${HOST}`;
+    expect(problemsOf({ HOST })).toEqual([problem]);
+    expect(toConfig({ HOST, API_TOKENS: 'long-enough=*' }).http.host).toBe(HOST);
+  },
+);
+
+test.each(['127.0.0.1', '127.8.9.10', '::1', 'localhost'])('without tokens it listens on %s', (HOST) => {
+  expect(toConfig({ HOST }).http.host).toBe(HOST);
+});
+
+test('a bad list of tokens is not also told to be missing', () => {
+  expect(problemsOf({ API_TOKENS: 'nonsense', HOST: '0.0.0.0' })).toHaveLength(1);
+});
+
+test('only variables that name a server keep the service from bringing its own', () => {
+  expect(namesNoServer({})).toBe(true);
+  expect(namesNoServer({ PORT: '1', API_TOKENS: 'x', REDIS_URL: '', DATABASE_URL: '' })).toBe(true);
+  for (const name of ['REDIS_URL', 'QUEUE_REDIS_URL', 'DATABASE_URL', 'POSTGRES_HOST', 'POSTGRES_PASSWORD']) {
+    expect(namesNoServer({ [name]: 'x' }), name).toBe(false);
+  }
+});
+
+test('.env.example lists every variable, in order, and can be used as it is', () => {
+  const file = resolve('.env.example');
+  expect(existsSync(file)).toBe(true);
+  const lines = readFileSync(file, 'utf8').split('\n');
+  const pairs = lines.flatMap((line) => {
+    const pair = /^([A-Z0-9_]+)=(.*)$/.exec(line);
+    return pair ? [[pair[1], pair[2]] as [string, string]] : [];
+  });
+  expect(pairs.map(([name]) => name)).toEqual(VARIABLE_NAMES);
+  expect(lines.filter((line) => line !== '' && !line.startsWith('#'))).toHaveLength(pairs.length);
+  expect(toConfig(Object.fromEntries(pairs))).toEqual(toConfig({}));
+});
