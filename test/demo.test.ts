@@ -63,7 +63,7 @@ async function remains(cwd: string): Promise<string[]> {
 test(
   'tells the whole story twice, its metrics equal its table, and Ctrl-C ends everything with 0',
   async () => {
-    const cwd = await mkdtemp(join(tmpdir(), 'hybrid-cache-demo-'));
+    const cwd = await mkdtemp(join(tmpdir(), 'hc-demo-'));
     await mkdir(join(cwd, '.local'));
     await symlink(resolve('.local/redis-server'), join(cwd, '.local/redis-server')).catch(() => undefined);
     await using demo = startDemo(['--keep'], { cwd });
@@ -104,8 +104,8 @@ test(
 test(
   'runs with its queues on PostgreSQL where no Redis can be had, and says so',
   async () => {
-    const cwd = await mkdtemp(join(tmpdir(), 'hybrid-cache-demo-'));
-    const bare = await mkdtemp(join(tmpdir(), 'hybrid-cache-path-'));
+    const cwd = await mkdtemp(join(tmpdir(), 'hc-demo-'));
+    const bare = await mkdtemp(join(tmpdir(), 'hc-path-'));
     await using demo = startDemo([], { cwd, env: { PATH: bare } });
     const [code] = await once(demo.process, 'exit');
     expect([code, demo.err()]).toEqual([0, expect.stringMatching(/redis/i)]);
@@ -123,7 +123,7 @@ test(
 test(
   'leaves nothing behind when it is killed with -9 in the middle',
   async () => {
-    const cwd = await mkdtemp(join(tmpdir(), 'hybrid-cache-demo-'));
+    const cwd = await mkdtemp(join(tmpdir(), 'hc-demo-'));
     await using demo = startDemo([], { cwd, env: { PATH: '' } });
     await until('the first pass', () => demo.err().includes('pass 1'), MINUTES);
     expect((await remains(cwd)).length).toBeGreaterThan(0);

@@ -27,7 +27,7 @@ export async function createWorld(): Promise<World> {
   const namespace = `t${randomBytes(5).toString('hex')}`;
   const databaseUrl = await createDatabase(namespace);
   const redisUrl = inject('redisUrl');
-  const folder = await mkdtemp(join(tmpdir(), 'hybrid-cache-test-'));
+  const folder = await mkdtemp(join(tmpdir(), 'hc-test-'));
   const apps: App[] = [];
   const logs: Record<string, unknown>[] = [];
   const config = (env: Record<string, string> = {}) =>

@@ -55,7 +55,7 @@ describe.each([
       cacheFolder: local,
     });
     site = await startSite();
-    folder = await mkdtemp(join(tmpdir(), 'hybrid-cache-test-'));
+    folder = await mkdtemp(join(tmpdir(), 'hc-test-'));
     env = {
       ...stack.env,
       ...more,
