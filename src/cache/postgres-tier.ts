@@ -53,13 +53,13 @@ export class PostgresTier implements Tier {
   }
 
   /**
-   * No SQLSTATE: the connection failed. Class 08 connection, 53 resources, 57P server shutdown or start-up, 28 and 3D
+   * No SQLSTATE: the connection failed. Class 08 connection, 53 resources, 57 shut down, starting, or a statement that waited too long, 28 and 3D
    * not let in: the server cannot serve. Everything else is about the statement.
    */
   isOutage(error: unknown): boolean {
     const { code } = error as Partial<DatabaseError>;
     if (typeof code !== 'string' || !/^[0-9A-Z]{5}$/.test(code)) return !isOurs(error);
-    return /^(08|53|57P|28|3D|25006|42P01)/.test(code);
+    return /^(08|53|57|28|3D|25006|42P01)/.test(code);
   }
 
   async close(): Promise<void> {

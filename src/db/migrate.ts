@@ -1,6 +1,7 @@
 /** Brings a database up to date: our tables, and the queue's own where the queue is on PostgreSQL. */
 import { join } from 'node:path';
 import { runMigrations } from 'bullmq';
+import { readMigrationFiles } from 'drizzle-orm/migrator';
 import { drizzle } from 'drizzle-orm/node-postgres';
 import { migrate as applyMigrations } from 'drizzle-orm/node-postgres/migrator';
 import { Client } from 'pg';
@@ -10,6 +11,9 @@ import { packageFolder } from '../package.js';
 /** Any number that every process of this service agrees on: "hcs" and a version. */
 const MIGRATION_LOCK = 0x686373_01;
 
+/** SQLSTATE: the table that lists the applied migrations is not there. */
+const UNDEFINED_TABLE = '42P01';
+
 /** Safe when several processes start at once: one migrates, the others wait for it and find nothing to do. */
 export async function migrate(postgres: PostgresConfig, options: { queueOnPostgres: boolean }): Promise<void> {
   const client = new Client({ ...postgres, application_name: 'hybrid-cache-service migrate' });
@@ -18,22 +22,31 @@ export async function migrate(postgres: PostgresConfig, options: { queueOnPostgr
   try {
     await client.query('select pg_advisory_lock($1)', [MIGRATION_LOCK]);
     await client.query('set client_min_messages = warning');
-    await applyMigrations(drizzle(client), { migrationsFolder: join(packageFolder(), 'drizzle') });
+    await applyMigrations(drizzle(client), { migrationsFolder: migrationsFolder() });
     if (options.queueOnPostgres) await runMigrations(client);
   } finally {
     await client.end();
   }
 }
 
-/** Whether our tables are there. Rejects where the database cannot be asked. */
+/** Whether every migration of ours is applied. Rejects where the database cannot be asked. */
 export async function isMigrated(postgres: PostgresConfig): Promise<boolean> {
   const client = new Client({ ...postgres, connectionTimeoutMillis: 3_000 });
   client.on('error', () => undefined);
   try {
     await client.connect();
-    const { rows } = await client.query<{ found: boolean }>("select to_regclass('claims') is not null as found");
-    return rows[0]?.found ?? false;
+    const { rows } = await client.query<{ applied: number }>(
+      'select count(*)::int as applied from drizzle.__drizzle_migrations',
+    );
+    return (rows[0]?.applied ?? 0) >= readMigrationFiles({ migrationsFolder: migrationsFolder() }).length;
+  } catch (error) {
+    if ((error as { code?: unknown }).code === UNDEFINED_TABLE) return false;
+    throw error;
   } finally {
     await client.end().catch(() => undefined);
   }
+}
+
+function migrationsFolder(): string {
+  return join(packageFolder(), 'drizzle');
 }

@@ -94,7 +94,7 @@ async function signal(name: ChildName, wanted: NodeJS.Signals): Promise<null> {
   const child = children.get(name);
   if (!child || !isRunning(child)) throw new Error(`${name} is not running`);
   // Postgres serves each connection with a process of its own: a frozen server is one whose every process stands.
-  if (wanted === 'SIGSTOP' || wanted === 'SIGCONT') for (const pid of descendants(child)) send(pid, wanted);
+  if (['SIGSTOP', 'SIGCONT', 'SIGKILL'].includes(wanted)) for (const pid of descendants(child)) send(pid, wanted);
   child.process.kill(wanted);
   if (wanted === 'SIGKILL') await child.exited;
   return null;

@@ -45,8 +45,9 @@ export interface LocalStack extends AsyncDisposable {
   /** Of a server that was killed: its last one. */
   readonly pids: { readonly keeper: number; readonly postgres: number; readonly redis: number | null };
   /**
-   * For fault tests. Resolves when the signal is sent; after SIGKILL when the process is gone. SIGSTOP and SIGCONT
-   * reach the processes of Postgres's open connections too. A server that dies stays dead until `restart`.
+   * For fault tests. Resolves when the signal is sent; after SIGKILL when the process is gone. SIGSTOP, SIGCONT and
+   * SIGKILL reach the processes of Postgres's open connections too, which would else go on for a while. A server that
+   * dies stays dead until `restart`.
    */
   kill(server: ServerName, signal: NodeJS.Signals): Promise<void>;
   /** Starts a dead server again (a running one is ended first), on the same port with the same data. */

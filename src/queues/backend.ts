@@ -3,7 +3,16 @@
  * a queue promises is the same on both.
  */
 import { setTimeout as pause } from 'node:timers/promises';
-import { createPostgresBackend, type Processor, Queue, QueueEvents, Worker, type WorkerOptions } from 'bullmq';
+import {
+  createPostgresBackend,
+  type Job,
+  type Processor,
+  Queue,
+  QueueEvents,
+  UnrecoverableError,
+  Worker,
+  type WorkerOptions,
+} from 'bullmq';
 import type { Config, PostgresConfig } from '../config.js';
 import { RetryableError } from '../errors.js';
 import type { Events } from '../events.js';
@@ -70,7 +79,11 @@ function onRedis(url: string, prefix: string, settings: WorkerSettings, events: 
   return {
     queue: (name) => heard(name, events, new Queue(name, { connection: failingFast, prefix })),
     worker: (name, processor, concurrency) =>
-      heard(name, events, new Worker(name, processor, { ...settings(concurrency), connection: waiting, prefix })),
+      heard(
+        name,
+        events,
+        new PatientWorker(name, processor, { ...settings(concurrency), connection: waiting, prefix }),
+      ),
     events: (name) => heard(name, events, new QueueEvents(name, { connection: waiting, prefix })),
   };
 }
@@ -88,11 +101,43 @@ function onPostgres(postgres: PostgresConfig, schema: string, settings: WorkerSe
     queue: (name) => heard(name, events, new Queue(name, pool(4), createPatientBackend)) as unknown as Queue,
     worker: (name, processor, concurrency) => {
       const options = { ...settings(concurrency), ...pool(10) };
-      return heard(name, events, new Worker(name, processor, options, createPatientBackend)) as unknown as Worker;
+      const worker = new PatientWorker(name, processor, options as unknown as WorkerOptions, createPatientBackend);
+      return heard(name, events, worker);
     },
     events: (name) =>
       heard(name, events, new QueueEvents(name, pool(2), createPatientBackend)) as unknown as QueueEvents,
   };
+}
+
+/**
+ * BullMQ 6.7 fails a job whose end could not be recorded, when the store died in the middle of it ("Connection
+ * terminated" is not among the errors it waits out). Such a job did its work: it is left alone, its lock ends, and its
+ * next run finds what this one wrote. Only what the work itself threw is a failure.
+ */
+class PatientWorker extends Worker {
+  readonly #thrown: WeakSet<object>;
+
+  constructor(name: string, processor: Processor, options: WorkerOptions, backend?: typeof createPostgresBackend) {
+    const thrown = new WeakSet<object>();
+    const remembering: Processor = async (job, token, signal) => {
+      try {
+        return await processor(job, token, signal);
+      } catch (error) {
+        if (error instanceof Error) thrown.add(error);
+        throw error;
+      }
+    };
+    // The types tie a worker to one kind of backend; what is overridden below is the same for both.
+    super(name, remembering, options, backend as never);
+    this.#thrown = thrown;
+  }
+
+  protected override async handleFailed(...args: Parameters<Worker['handleFailed']>): Promise<Job> {
+    const [error] = args;
+    if (this.#thrown.has(error) || error instanceof UnrecoverableError) return super.handleFailed(...args);
+    this.emit('error', error);
+    return undefined as never; // as BullMQ itself does where there is no next job
+  }
 }
 
 /** What BullMQ's backend and its connection both keep: their first answer to whether PostgreSQL is ready. */

@@ -1,10 +1,11 @@
 /** The queue's store is killed, frozen and brought back, on servers of this file's own. */
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { App } from '../../src/app.js';
 import { crawlQueue } from '../../src/queues/crawl.js';
 import { QueueUnavailableError } from '../../src/queues/index.js';
 import { type OwnStack, startOwnStack } from '../support/own-stack.js';
-import { enqueueOne, gate, image, startWork } from '../support/queue-work.js';
+import { enqueueOne, gate, image, startWork, untilState } from '../support/queue-work.js';
 import { until } from '../support/until.js';
 
 const DONE = { outcome: 'stored' };
@@ -94,6 +95,29 @@ describe.each(['redis', 'postgres'] as const)('a queue on %s', (server) => {
     });
     for (const job of ended) expect(job).toMatchObject({ state: 'completed', outcome: DONE, error: null });
     expect(worker.isRunning()).toBe(true);
+    await worker.close();
+  });
+
+  test('spends no attempt where its store dies while the end of a job is being recorded', async () => {
+    const app = appOf();
+    const held = gate();
+    let runs = 0;
+    const worker = startWork(app, async () => {
+      runs += 1;
+      await held.opened;
+      return DONE;
+    });
+    const id = await enqueueOne(app, image(`${server}-recorded`));
+    await until('the job runs', () => runs === 1);
+    await stack.servers.kill(server, 'SIGSTOP');
+    held.open();
+    // The worker has by then asked the frozen store to record the end.
+    for (let turn = 0; turn < 50; turn++) await nextTurn();
+    await stack.servers.kill(server, 'SIGKILL');
+    await stack.servers.restart(server);
+    const job = await untilState(app, id, 'completed', 'failed');
+    expect(job).toMatchObject({ state: 'completed', outcome: DONE, attempts: 1 });
+    await worker.close();
   });
 
   test('gives its jobs to a worker that was started while its store was dead, and does not flood the log', async () => {
