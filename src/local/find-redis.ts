@@ -1,10 +1,11 @@
 /** Finding a Redis server to run: on the PATH, else among Debian's packages, which are unpacked and never installed. */
 import { execFile } from 'node:child_process';
-import { access, readdir } from 'node:fs/promises';
+import { readdir } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { promisify } from 'node:util';
 import { reasonOf } from '../errors.js';
 import { unpackDebianPackages } from './debian-packages.js';
+import { exists } from './folders.js';
 
 export interface RedisServer {
   path: string;
@@ -26,9 +27,9 @@ const PACKAGES = NAMES.map((name) => [name, name.replace('server', 'tools')]);
  * A server that runs here, else `null`, with the reason announced. Fetched packages are kept in `cacheFolder`.
  */
 export async function findRedisServer(cacheFolder: string, announce: Announce): Promise<RedisServer | null> {
-  const folder = resolve(cacheFolder);
+  const home = resolve(cacheFolder, 'redis-server');
   try {
-    return (await onPath()) ?? (await unpackedIn(folder)) ?? (await fetchedInto(folder, announce));
+    return (await onPath()) ?? (await serverIn(home).catch(() => null)) ?? (await fetchedInto(home, announce));
   } catch (error) {
     announce(`no Redis could be fetched: ${reasonOf(error)}`);
     return null;
@@ -44,19 +45,11 @@ async function onPath(): Promise<RedisServer | null> {
   return null;
 }
 
-function unpackedHome(folder: string): string {
-  return join(folder, 'redis-server');
-}
-
-async function unpackedIn(folder: string): Promise<RedisServer | null> {
-  return serverIn(unpackedHome(folder)).catch(() => null);
-}
-
-async function fetchedInto(folder: string, announce: Announce): Promise<RedisServer | null> {
+async function fetchedInto(home: string, announce: Announce): Promise<RedisServer | null> {
   if (!(await which('apt-get')) || !(await which('dpkg-deb'))) return null;
   announce("fetching Redis' Debian packages with apt-get download (nothing is installed)");
-  await unpackDebianPackages(PACKAGES, unpackedHome(folder));
-  return serverIn(unpackedHome(folder));
+  await unpackDebianPackages(PACKAGES, home);
+  return serverIn(home);
 }
 
 /** Rejects with the linker's own words when what was unpacked does not run. */
@@ -64,13 +57,7 @@ async function serverIn(root: string): Promise<RedisServer> {
   const libraryPath = (await libraryFolders(root)).join(':');
   for (const name of NAMES) {
     const path = join(root, 'usr/bin', name);
-    if (
-      !(await access(path).then(
-        () => true,
-        () => false,
-      ))
-    )
-      continue;
+    if (!(await exists(path))) continue;
     return { path, libraryPath, source: 'fetched', version: await versionOf(path, libraryPath) };
   }
   throw new Error(`${root} holds no Redis server`);

@@ -7,7 +7,7 @@ import { closeSync, existsSync, openSync } from 'node:fs';
 import type { Socket } from 'node:net';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
-import type { ChildExit, KeeperAnswer, KeeperRequest } from './keeper-protocol.js';
+import type { ChildExit, KeeperAnswer, KeeperRequest } from './keeper.js';
 
 interface Waiting {
   resolve(value: number | null): void;

@@ -9,6 +9,7 @@ import { chmod, constants, cp, mkdtemp, readdir, readFile, rename, rm, stat, sym
 import { createRequire } from 'node:module';
 import { dirname, join, relative } from 'node:path';
 import { z } from 'zod';
+import { unlessThere } from './folders.js';
 import { allows, canUse, type ServerUser } from './placement.js';
 
 const LINKS_FILE = 'pg-symlinks.json';
@@ -120,9 +121,4 @@ async function openToAll(folder: string): Promise<void> {
     if (entry.isDirectory()) await openToAll(path);
     else if (entry.isFile()) await chmod(path, ((await stat(path)).mode & 0o100) === 0 ? 0o644 : 0o755);
   }
-}
-
-/** Another process did the same at the same time. */
-function unlessThere(error: NodeJS.ErrnoException): void {
-  if (error.code !== 'EEXIST' && error.code !== 'ENOTEMPTY') throw error;
 }

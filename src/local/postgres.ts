@@ -1,9 +1,10 @@
 /** The local Postgres: its data folder, its settings, its database. */
-import { access, chown, mkdir, rename, rm, writeFile } from 'node:fs/promises';
+import { chown, mkdir, rename, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import pg from 'pg';
+import { exists } from './folders.js';
+import type { ChildCommand } from './keeper.js';
 import type { KeeperLink } from './keeper-link.js';
-import type { ChildCommand } from './keeper-protocol.js';
 import { type ServerUser, userOfData } from './placement.js';
 import { type Server, ServerStartError, tail } from './servers.js';
 
@@ -146,11 +147,4 @@ async function withClient<T>(connectionString: string, use: (client: pg.Client) 
   } finally {
     await client.end();
   }
-}
-
-async function exists(path: string): Promise<boolean> {
-  return access(path).then(
-    () => true,
-    () => false,
-  );
 }

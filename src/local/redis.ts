@@ -3,7 +3,7 @@ import { mkdir } from 'node:fs/promises';
 import { connect } from 'node:net';
 import { join } from 'node:path';
 import type { RedisServer } from './find-redis.js';
-import type { ChildCommand } from './keeper-protocol.js';
+import type { ChildCommand } from './keeper.js';
 import type { Server } from './servers.js';
 
 interface RedisPlan {

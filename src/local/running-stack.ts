@@ -1,16 +1,39 @@
 /** A stack that we own, from its keeper's start to its closing. Whatever changes about it is written down at once. */
 import { within } from '../lifecycle.js';
 import { gone, type ProcessIdentity } from './identity.js';
+import type { ServerName } from './keeper.js';
 import type { KeeperLink } from './keeper-link.js';
-import type { ServerName } from './keeper-protocol.js';
-import { endLeftovers } from './leftovers.js';
 import type { Lock } from './lock.js';
 import { type Server, startServer } from './servers.js';
-import type { LocalStack, StackEnv } from './stack.js';
-import { removeState, type StackState, writeState } from './state.js';
+import { endLeftovers, removeState, type StackState, writeState } from './state.js';
 
 /** The keeper's own deadline for the servers, and time to remove the data. */
 const STOP_DEADLINE_MS = 20_000;
+
+export interface StackEnv {
+  DATABASE_URL: string;
+  /** `none` where no Redis can be had, or none was asked for. */
+  REDIS_URL: string;
+}
+
+export interface LocalStack extends AsyncDisposable {
+  /** The environment variables that point at the servers. */
+  readonly env: StackEnv;
+  /** Where the Redis comes from; `detail` is a sentence for the user, which for `none` says what to do. */
+  readonly redis: { readonly source: 'path' | 'fetched' | 'none'; readonly detail: string };
+  /** Of a server that was killed: its last one. */
+  readonly pids: { readonly keeper: number; readonly postgres: number; readonly redis: number | null };
+  /**
+   * For fault tests. Resolves when the signal is sent; after SIGKILL when the process is gone. SIGSTOP, SIGCONT and
+   * SIGKILL reach the processes of Postgres's open connections too, which would else go on for a while. A server that
+   * dies stays dead until `restart`.
+   */
+  kill(server: ServerName, signal: NodeJS.Signals): Promise<void>;
+  /** Starts a dead server again (a running one is ended first), on the same port with the same data. */
+  restart(server: ServerName): Promise<void>;
+  /** Ends the servers cleanly, and removes the folder of an ephemeral stack. Overlapping calls share one closing. */
+  close(): Promise<void>;
+}
 
 export class RunningStack implements LocalStack {
   redis: LocalStack['redis'] = { source: 'none', detail: 'Not started yet.' };

@@ -5,8 +5,8 @@ import { createServer } from 'node:net';
 import { setTimeout as delay } from 'node:timers/promises';
 import { withoutSecrets } from '../logger.js';
 import { identify, type ProcessIdentity } from './identity.js';
+import type { ChildCommand, ServerName } from './keeper.js';
 import type { KeeperLink } from './keeper-link.js';
-import type { ChildCommand, ServerName } from './keeper-protocol.js';
 
 /** A server that can be started, on one port after another until one is free. */
 export interface Server {

@@ -3,18 +3,31 @@
  * that has neither. One folder holds one stack.
  *
  * Three processes deep: we own it, a keeper in a session of its own starts and ends the servers, and the servers know
- * nothing of either. What happens when one of us is killed is told in `keeper.ts` and `leftovers.ts`.
+ * nothing of either. What happens when one of us is killed is told in `keeper.ts` and `state.ts`.
  */
-import { resolve } from 'node:path';
-import { claimFolder } from './claim.js';
-import { isAlive } from './identity.js';
-import type { ServerName } from './keeper-protocol.js';
-import { openStack } from './opening.js';
-import { RunningStack } from './running-stack.js';
-import { readState } from './state.js';
+import { rm } from 'node:fs/promises';
+import { join, resolve } from 'node:path';
+import { findRedisServer } from './find-redis.js';
+import { removeFolder } from './folders.js';
+import { identify, identifySelf, isAlive } from './identity.js';
+import { KeeperLink } from './keeper-link.js';
+import { claimFolder, type Lock } from './lock.js';
+import { type Placement, place, type ServerUser, serverUser } from './placement.js';
+import { createDatabase, postgresData, postgresUrl, preparePostgres } from './postgres.js';
+import { postgresPrograms } from './postgres-binaries.js';
+import { prepareRedis, redisUrl } from './redis.js';
+import { type LocalStack, RunningStack, type StackEnv } from './running-stack.js';
+import { loadSecrets, readState, type Secrets } from './state.js';
 
-export { StackRunningError } from './claim.js';
 export { findRedisServer } from './find-redis.js';
+export { StackRunningError } from './lock.js';
+export type { LocalStack } from './running-stack.js';
+
+type Announce = (line: string) => void;
+type RedisAnswer = { url: string; found: LocalStack['redis'] };
+
+const LOGS = ['keeper.log', 'initdb.log', 'postgres.log', 'redis.log'];
+const HOW_TO_GET_REDIS = 'install redis-server (apt-get install redis-server), or set REDIS_URL';
 
 export interface StackOptions {
   /** Made when missing; of an ephemeral stack it must be missing or empty. */
@@ -29,31 +42,6 @@ export interface StackOptions {
   announce?: (line: string) => void;
   /** What a second start in this folder is told, where it is known already; else see setOwnerAddress. */
   owner?: { url?: string };
-}
-
-export interface StackEnv {
-  DATABASE_URL: string;
-  /** `none` where no Redis can be had, or none was asked for. */
-  REDIS_URL: string;
-}
-
-export interface LocalStack extends AsyncDisposable {
-  /** The environment variables that point at the servers. */
-  readonly env: StackEnv;
-  /** Where the Redis comes from; `detail` is a sentence for the user, which for `none` says what to do. */
-  readonly redis: { readonly source: 'path' | 'fetched' | 'none'; readonly detail: string };
-  /** Of a server that was killed: its last one. */
-  readonly pids: { readonly keeper: number; readonly postgres: number; readonly redis: number | null };
-  /**
-   * For fault tests. Resolves when the signal is sent; after SIGKILL when the process is gone. SIGSTOP, SIGCONT and
-   * SIGKILL reach the processes of Postgres's open connections too, which would else go on for a while. A server that
-   * dies stays dead until `restart`.
-   */
-  kill(server: ServerName, signal: NodeJS.Signals): Promise<void>;
-  /** Starts a dead server again (a running one is ended first), on the same port with the same data. */
-  restart(server: ServerName): Promise<void>;
-  /** Ends the servers cleanly, and removes the folder of an ephemeral stack. Overlapping calls share one closing. */
-  close(): Promise<void>;
 }
 
 /**
@@ -86,4 +74,105 @@ export async function findRunningStack(
   const servers = [state.postgres, state.redis].filter((server) => server !== null);
   const alive = await Promise.all(servers.map(isAlive));
   return alive.includes(true) ? { env: state.env, ownerPid: state.owner.pid, address: state.address } : null;
+}
+
+/** A step that fails takes everything back. */
+async function openStack(options: StackOptions, lock: Lock): Promise<LocalStack> {
+  const stack = await startKeeper(options, lock);
+  try {
+    const announce = options.announce ?? (() => undefined);
+    const { user, placement, secrets } = await settle(stack, options, announce);
+    // Both to the end, also when one fails: what is still being fetched must not land in a folder that is removed.
+    const [postgres, redis] = await Promise.allSettled([
+      startPostgres(stack, options, { user, placement, secrets }),
+      startRedis(stack, options, { placement, secrets, announce }),
+    ]);
+    if (postgres.status === 'rejected') throw postgres.reason;
+    if (redis.status === 'rejected') throw redis.reason;
+    stack.redis = redis.value.found;
+    stack.update({ env: { DATABASE_URL: postgres.value, REDIS_URL: redis.value.url } });
+    return stack;
+  } catch (error) {
+    await stack.close();
+    throw error;
+  }
+}
+
+/** The keeper comes first, and is told what to remove, so that from here on our own death leaves nothing behind. */
+async function startKeeper({ folder, ephemeral, owner }: StackOptions, lock: Lock): Promise<RunningStack> {
+  try {
+    // Logs are of the last run only: a stack that is kept would gather them for ever.
+    await Promise.all(LOGS.map((log) => rm(join(folder, log), { force: true })));
+    const keeper = await KeeperLink.start(folder, join(folder, 'keeper.log'));
+    return new RunningStack(folder, lock, keeper, {
+      owner: await identifySelf(),
+      keeper: await identify(keeper.pid),
+      postgres: null,
+      redis: null,
+      dataFolder: postgresData(folder),
+      removeAtEnd: ephemeral ? [folder] : [],
+      env: null,
+      address: owner?.url ?? null,
+    });
+  } catch (error) {
+    await lock.release();
+    if (ephemeral) await removeFolder(folder);
+    throw error;
+  }
+}
+
+interface Settled {
+  user: ServerUser | null;
+  placement: Placement;
+  secrets: Secrets;
+}
+
+/** Decides who runs Postgres and where the data lies. */
+async function settle(stack: RunningStack, options: StackOptions, announce: Announce): Promise<Settled> {
+  const { folder, ephemeral = false, cacheFolder = folder } = options;
+  await stack.removeAtEnd(ephemeral ? [folder] : []);
+  const user = await serverUser();
+  const placement = await place({ folder, cacheFolder, ephemeral, user });
+  if (placement.elsewhere) {
+    if (ephemeral) await stack.removeAtEnd([placement.home, folder]);
+    else
+      announce(
+        `the data lies in ${placement.home}: user ${user?.name}, which runs Postgres for root, cannot enter ${folder}`,
+      );
+  }
+  const dataFolder = postgresData(placement.home);
+  stack.update({ dataFolder });
+  return { user, placement, secrets: await loadSecrets(placement.home, dataFolder) };
+}
+
+async function startPostgres(stack: RunningStack, options: StackOptions, settled: Settled): Promise<string> {
+  const { user, placement, secrets } = settled;
+  const server = await preparePostgres(stack.keeper, {
+    programs: await postgresPrograms(user, placement.binariesHome),
+    user,
+    home: placement.home,
+    folder: options.folder,
+    password: secrets.postgres,
+    ephemeral: options.ephemeral ?? false,
+  });
+  const port = await stack.start(server);
+  await createDatabase(port, secrets.postgres);
+  return postgresUrl(port, secrets.postgres);
+}
+
+async function startRedis(
+  stack: RunningStack,
+  { folder, cacheFolder = folder, redis = 'private' }: StackOptions,
+  { placement, secrets, announce }: { placement: Placement; secrets: Secrets; announce: Announce },
+): Promise<RedisAnswer> {
+  if (redis === 'none') return { url: 'none', found: { source: 'none', detail: 'No local Redis was asked for.' } };
+  const program = await findRedisServer(cacheFolder, announce);
+  if (!program) {
+    return { url: 'none', found: { source: 'none', detail: `There is no Redis server here: ${HOW_TO_GET_REDIS}.` } };
+  }
+  const server = await prepareRedis({ program, home: placement.home, folder, password: secrets.redis });
+  const port = await stack.start(server);
+  const origin = program.source === 'path' ? 'the PATH' : "Debian's packages, unpacked and not installed";
+  const detail = `Redis ${program.version} from ${origin} (${program.path}).`;
+  return { url: redisUrl(port, secrets.redis), found: { source: program.source, detail } };
 }

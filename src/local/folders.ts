@@ -1,5 +1,17 @@
-/** Removing a stack's folder, so that it is either there or not: nobody finds half of it. */
-import { rename, rm } from 'node:fs/promises';
+/** Folders that several processes may make and remove at once: each is there or not, and nobody finds half of one. */
+import { access, rename, rm } from 'node:fs/promises';
+
+export async function exists(path: string): Promise<boolean> {
+  return access(path).then(
+    () => true,
+    () => false,
+  );
+}
+
+/** For what is given its place when it is finished: another process may have finished the same a moment ago. */
+export function unlessThere(error: NodeJS.ErrnoException): void {
+  if (error.code !== 'EEXIST' && error.code !== 'ENOTEMPTY') throw error;
+}
 
 /**
  * Renames first, so that a process which locks the folder at this moment loses its lock together with all the rest and
