@@ -94,7 +94,7 @@ CREATE TABLE "rejection_cache" (
 CREATE INDEX "claims_expires_at_idx" ON "claims" USING btree ("expires_at");--> statement-breakpoint
 CREATE INDEX "crawl_cache_content_idx" ON "crawl_cache" USING btree ("tenant_id","content_hash");--> statement-breakpoint
 CREATE INDEX "crawl_cache_created_at_idx" ON "crawl_cache" USING btree ("created_at");--> statement-breakpoint
-CREATE INDEX "crawl_content_cache_created_at_idx" ON "crawl_content_cache" USING btree ("created_at");--> statement-breakpoint
+CREATE INDEX "crawl_content_cache_created_at_idx" ON "crawl_content_cache" USING btree ("created_at","tenant_id","content_hash");--> statement-breakpoint
 CREATE INDEX "face_detection_cache_created_at_idx" ON "face_detection_cache" USING btree ("created_at");--> statement-breakpoint
 CREATE INDEX "face_embeddings_cache_created_at_idx" ON "face_embeddings_cache" USING btree ("created_at");--> statement-breakpoint
 CREATE INDEX "perceptual_hash_cache_created_at_idx" ON "perceptual_hash_cache" USING btree ("created_at");--> statement-breakpoint

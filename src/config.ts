@@ -123,6 +123,12 @@ const folder: Variable<string> = {
   parse: (value) => (/^file:.+/.test(value) ? value : undefined),
 };
 
+const contact: Variable<string> = {
+  expects: 'a URL or mail address in printable ASCII, as HTTP headers carry it',
+  fallback: '',
+  parse: (value) => (/^[\x20-\x7e]+$/.test(value) ? value : undefined),
+};
+
 const addressRules: Variable<readonly AddressRule[]> = {
   expects: 'host names or CIDRs, comma-separated, each with an optional :port or :*',
   fallback: [],
@@ -162,7 +168,7 @@ const VARIABLES = {
   FETCH_TIMEOUT_MS: integer(30_000, 1, 3_600_000),
   FETCH_ALLOW: addressRules,
   FETCH_DENY: addressRules,
-  USER_AGENT_CONTACT: text(''),
+  USER_AGENT_CONTACT: contact,
   IMAGE_MAX_PIXELS: integer(100_000_000, 1),
   LOG_LEVEL: choice<LogLevel>('info', LOG_LEVELS),
   SHUTDOWN_TIMEOUT_MS: integer(15_000, 0, 3_600_000),

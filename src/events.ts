@@ -4,7 +4,11 @@ import { type Logger, withoutSecrets } from './logger.js';
 import type { EmbeddingStage, KindName, LookupResult, Metrics, RunResult, Stage } from './metrics.js';
 
 export type TierOperation = 'read' | 'write' | 'ping' | 'claim' | 'query';
-export type TierErrorReason = 'timeout' | 'connection' | 'refused' | 'corrupt' | 'other';
+/**
+ * `refused`: by our own breaker, while the tier is down. `unserved`: by the server, which answers but could not do it.
+ * `wrong`: the operation was at fault, which is a bug of ours.
+ */
+export type TierErrorReason = 'timeout' | 'connection' | 'refused' | 'unserved' | 'corrupt' | 'wrong';
 
 interface JobFields {
   readonly queue: string;
@@ -20,7 +24,7 @@ interface CrawlEnd {
 const QUIET_MS = 10_000;
 
 export class Events {
-  readonly #lastQueueError = new Map<string, number>();
+  readonly #lastSaid = new Map<string, number>();
 
   constructor(
     private readonly metrics: Metrics,
@@ -39,10 +43,13 @@ export class Events {
     this.metrics.cacheOperation.observe({ tier, operation }, seconds);
   }
 
-  /** One failed operation. An outage is reported once, by `tierDown`; this only counts, unless it is not an outage. */
+  /** One failed operation. An outage is logged once, by `tierDown`; a server that is up and unable, every ten seconds. */
   tierFailed(tier: TierName, operation: TierOperation, reason: TierErrorReason, error?: unknown): void {
     this.metrics.tierErrors.inc({ tier, operation, reason });
-    if (error) this.log.error({ tier, operation, err: error }, 'tier operation failed');
+    if (reason === 'wrong') this.log.error({ tier, operation, err: error }, 'tier operation failed');
+    if (reason === 'unserved' && this.#due(`${tier} ${reason}`)) {
+      this.log.warn({ tier, operation, err: error }, 'tier could not serve an operation');
+    }
   }
 
   corruptEntry(tier: TierName, kind: KindName, key: string, error: unknown): void {
@@ -111,9 +118,7 @@ export class Events {
 
   /** A queue's client reconnects many times a second: one line says it, and every ten seconds that it goes on. */
   queueError(queue: string, error: unknown): void {
-    if (Date.now() - (this.#lastQueueError.get(queue) ?? 0) < QUIET_MS) return;
-    this.#lastQueueError.set(queue, Date.now());
-    this.log.warn({ queue, err: error }, 'queue connection error');
+    if (this.#due(`queue ${queue}`)) this.log.warn({ queue, err: error }, 'queue connection error');
   }
 
   swept(enqueued: number): void {
@@ -123,5 +128,12 @@ export class Events {
   /** Something beside the work went wrong and the service goes on: closing, sweeping, answering a probe. */
   troubled(what: string, error: unknown): void {
     this.log.warn({ what, err: error }, 'went on after an error');
+  }
+
+  /** Whether what comes in floods may be said again. */
+  #due(what: string): boolean {
+    if (Date.now() - (this.#lastSaid.get(what) ?? 0) < QUIET_MS) return false;
+    this.#lastSaid.set(what, Date.now());
+    return true;
   }
 }

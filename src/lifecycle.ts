@@ -71,39 +71,40 @@ export async function within<T, L>(ms: number, promise: Promise<T>, late: L): Pr
 }
 
 /**
- * Runs `round` every `ms` from `start` on, never two at a time, and waits for the one under way when stopped.
+ * Runs `round` every `ms` from `start` on, never two at a time, and waits for the one under way when stopped:
+ * a round of many steps looks at its signal between them.
  * The timer holds no process open.
  */
 export class Periodic {
   #timer: NodeJS.Timeout | undefined;
   #running: Promise<void> | undefined;
   #started = false;
-  #stopped = false;
+  readonly #stopped = new AbortController();
 
   constructor(
     private readonly ms: number,
-    private readonly round: () => Promise<void>,
+    private readonly round: (signal: AbortSignal) => Promise<void>,
   ) {}
 
   /** Begins the first round now; nothing happens when it was started or stopped before. */
   start(): this {
-    if (!this.#started && !this.#stopped) this.#tick();
+    if (!this.#started && !this.#stopped.signal.aborted) this.#tick();
     this.#started = true;
     return this;
   }
 
   async stop(): Promise<void> {
-    this.#stopped = true;
+    this.#stopped.abort();
     clearTimeout(this.#timer);
     await this.#running;
   }
 
   #tick(): void {
-    this.#running = this.round()
+    this.#running = this.round(this.#stopped.signal)
       .catch(() => undefined)
       .then(() => {
         this.#running = undefined;
-        if (this.#stopped) return;
+        if (this.#stopped.signal.aborted) return;
         this.#timer = setTimeout(() => this.#tick(), this.ms);
         this.#timer.unref();
       });

@@ -41,7 +41,6 @@ export interface CrawlTools {
   readonly maxPixels: number;
   /** How long a claim outlives a job that died, in milliseconds: longer than any run of a job. */
   readonly leaseMs: number;
-  phashOf(tenantId: string, contentHash: string): Promise<string | null>;
   nearDuplicates(tenantId: string, phash: string, options: SearchOptions): Promise<NearDuplicate[]>;
   enqueueEmbedding(tenantId: string, contentHash: string): Promise<void>;
 }
@@ -176,7 +175,7 @@ async function record(step: Step, contentHash: string, content: CrawlContent, ph
 async function stored(step: Step, contentHash: string, content: CrawlContent, phash?: string): Promise<CrawlOutcome> {
   const { tenantId } = step.job;
   await step.enqueueEmbedding(tenantId, contentHash);
-  const hash = phash ?? (await step.phashOf(tenantId, contentHash));
+  const hash = phash ?? (await step.records.phash(tenantId, contentHash));
   const near = hash === null ? [] : await step.nearDuplicates(tenantId, hash, { except: contentHash });
   return {
     outcome: 'stored',

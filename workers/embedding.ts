@@ -50,7 +50,7 @@ export async function embed(job: EmbeddingPayload, run: Run, tools: EmbeddingToo
 }
 
 async function embedImage(step: Step): Promise<EmbeddingOutcome> {
-  const known = await knownEmbeddings(step);
+  const known = (await knownEmbeddings(step)) ?? (await knownRejection(step));
   if (known) return known;
   const content = await knownContent(step);
   return claimed(step, async () => {
@@ -67,6 +67,13 @@ async function embedImage(step: Step): Promise<EmbeddingOutcome> {
 async function knownEmbeddings(step: Step): Promise<EmbeddingOutcome | null> {
   const faces = await lookUp(step, faceEmbeddings, step.engine.models.embedding);
   return faces && { outcome: 'cached', faces: faces.length, model: step.engine.models.embedding };
+}
+
+/** An image that could not be decoded before cannot be now; one that was unknown may have been crawled since. */
+async function knownRejection({ records, job }: Step): Promise<EmbeddingOutcome | null> {
+  const rejection = await records.contentRejection(job.tenantId, job.contentHash);
+  if (!rejection || rejection.reason === 'unknown-image') return null;
+  return { outcome: 'rejected', reason: rejection.reason, detail: rejection.detail };
 }
 
 async function knownContent({ records, job }: Step): Promise<CrawlContent> {

@@ -75,7 +75,10 @@ function runOf(job: Job, signal: AbortSignal): Run {
   return {
     jobId: identityOf(job),
     remembered: typeof progress === 'object' ? (progress as Record<string, unknown>) : {},
-    remember: (fact) => job.updateProgress({ ...fact }),
+    remember: (fact) =>
+      job.updateProgress({ ...fact }).catch((cause: unknown) => {
+        throw new QueueUnavailableError({ cause });
+      }),
     signal,
   };
 }

@@ -6,7 +6,6 @@ import { AddressPolicy } from '../src/crawl/address.js';
 import { Fetcher } from '../src/crawl/fetch.js';
 import { createBuiltInEngine } from '../src/faces/builtin.js';
 import type { FaceEngine } from '../src/faces/engine.js';
-import { perceptualHashes } from '../src/kinds/perceptual-hash.js';
 import { Closer, within } from '../src/lifecycle.js';
 import type { QueueName } from '../src/queues/contract.js';
 import { crawlQueue } from '../src/queues/crawl.js';
@@ -61,10 +60,6 @@ function crawlWorker(app: App, closer: Closer, shutdown: AbortSignal): Worker {
     fetcher,
     maxPixels: config.images.maxPixels,
     leaseMs: timeoutMs + LEASE_BEYOND_FETCH_MS,
-    phashOf: async (tenantId, contentHash) => {
-      const answer = await connection.hybrid.read(tenantId, perceptualHashes, contentHash);
-      return answer.state === 'hit' ? answer.value : null;
-    },
     nearDuplicates: (tenantId, phash, options) => searchNearDuplicates(search, tenantId, phash, options),
     enqueueEmbedding: async (tenantId, contentHash) => {
       await app.queues.enqueue(embeddingQueue, [{ v: 1, tenantId, contentHash }]);

@@ -12,12 +12,12 @@ const OVERLAP_MS = 10 * 60_000;
 
 export function startSweep(app: App, model: string): Periodic {
   let since = new Date(0);
-  const round = async () => {
+  const round = async (signal: AbortSignal) => {
     try {
       const started = Date.now();
-      app.events.swept(await enqueueMissing(app, model, since));
+      app.events.swept(await enqueueMissing(app, model, since, signal));
       await app.claims.forgetExpired();
-      since = new Date(started - OVERLAP_MS);
+      if (!signal.aborted) since = new Date(started - OVERLAP_MS);
     } catch (error) {
       // An outage is reported by the guard, and the next round covers what this one did not.
       if (!(error instanceof TierUnavailableError)) app.events.troubled('sweep', error);
@@ -27,10 +27,10 @@ export function startSweep(app: App, model: string): Periodic {
 }
 
 /** @returns how many embedding jobs were asked for; those that wait already are not doubled. */
-export async function enqueueMissing(app: App, model: string, since: Date): Promise<number> {
+export async function enqueueMissing(app: App, model: string, since: Date, signal?: AbortSignal): Promise<number> {
   const { pool, tiers } = app.connection;
   let count = 0;
-  for await (const page of unembeddedSince({ pool, guard: tiers.postgres.guard }, model, since)) {
+  for await (const page of unembeddedSince({ pool, guard: tiers.postgres.guard }, model, since, signal)) {
     const payloads = page.map(({ tenantId, contentHash }): EmbeddingPayload => ({ v: 1, tenantId, contentHash }));
     await app.queues.enqueue(embeddingQueue, payloads);
     count += page.length;

@@ -35,8 +35,11 @@ export function connectCache(
 ): CacheConnection {
   checkKinds();
   const closer = new Closer();
-  const pool = createPool(config.postgres, log, { timeoutMs: POSTGRES_DEADLINE_MS });
-  const postgres = closer.add('PostgreSQL', new PostgresTier(pool), (tier) => tier.close());
+  // The server gives up before we do, and says why: a lock that is waited for is told from a server that is away.
+  const timeoutMs = POSTGRES_DEADLINE_MS - 500;
+  const pool = createPool(config.postgres, log, { timeoutMs });
+  const probes = createPool(config.postgres, log, { timeoutMs, max: 1 });
+  const postgres = closer.add('PostgreSQL', new PostgresTier(pool, probes), (tier) => tier.close());
   const postgresGuard = closer.add('guard', new Guard(postgres, POSTGRES_DEADLINE_MS, events), (guard) =>
     guard.close(),
   );

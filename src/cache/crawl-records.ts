@@ -70,6 +70,11 @@ export class CrawlRecords {
     return known(await this.hybrid.read(tenantId, crawlContents, contentHash));
   }
 
+  /** The perceptual hash of a recorded content; `null` where its writer computed none. */
+  async phash(tenantId: string, contentHash: string): Promise<string | null> {
+    return known(await this.hybrid.read(tenantId, perceptualHashes, contentHash));
+  }
+
   /** A refusal of the content itself, remembered when its embedding failed for good. */
   async contentRejection(tenantId: string, contentHash: string): Promise<Rejection | null> {
     const rejection = known(await this.hybrid.read(tenantId, rejections, contentHash));

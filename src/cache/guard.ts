@@ -2,35 +2,49 @@
  * The one place that degrades. Every operation on a tier runs through its guard, which holds the deadline and the
  * circuit breaker, and logs an outage once.
  *
- *     up    an operation runs with a deadline; a deadline missed or a connection lost makes the tier `down`
+ *     up    an operation runs with a deadline; a lost connection makes the tier `down`, and so does a missed deadline,
+ *           unless a ping that was sent at half of it was answered: then the server is busy, and not away
  *     down  operations are refused at once; a ping is tried after 100 ms, then at growing gaps up to one second;
  *           the first that succeeds makes the tier `up`
  *
- * A single late answer suffices to go down, because the first ping then follows within 100 ms: a false alarm costs
- * that long without the tier, and a real outage costs each caller one deadline at most.
+ * So a dead or frozen tier costs a caller one deadline at most. What the server refuses to do (out of memory, read-only)
+ * counts as unavailable for that operation alone.
  */
 import { performance } from 'node:perf_hooks';
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { reasonOf, type TierName, TierUnavailableError } from '../errors.js';
 import type { Events, TierErrorReason, TierOperation } from '../events.js';
+import type { Verdict } from './tier.js';
 
-export interface Guarded {
+interface Guarded {
   readonly name: TierName;
   ping(): Promise<void>;
-  isOutage(error: unknown): boolean;
+  judge(error: unknown): Verdict;
 }
 
 const FIRST_PROBE_MS = 100;
-const LAST_PROBE_MS = 1000;
+const LAST_PROBE_MS = 1_000;
+/** A tier that falls again within this time after it came back is probed at longer gaps. */
+const STEADY_MS = 5_000;
 
 class DeadlineError extends Error {
   override readonly name = 'DeadlineError';
+  constructor(
+    ms: number,
+    /** Whether the server answered a ping meanwhile. */
+    readonly alive: boolean,
+  ) {
+    super(`no answer within ${ms} ms`);
+  }
 }
 
 export class Guard {
   #downSince: number | null = null;
+  #upSince = Number.NEGATIVE_INFINITY;
   #reason = '';
+  #probeGapMs = FIRST_PROBE_MS;
   #probe: NodeJS.Timeout | undefined;
+  #pinging: Promise<boolean> | undefined;
   #closed = false;
   readonly #listeners = new Set<(up: boolean) => void>();
 
@@ -62,18 +76,18 @@ export class Guard {
    *
    * @throws {TierUnavailableError} when the tier is away; any other error of the operation as it is.
    */
-  async run<T>(operation: TierOperation, work: () => Promise<T>, deadlineMs = this.deadlineMs): Promise<T> {
+  async run<T>(operation: TierOperation, work: () => Promise<T>): Promise<T> {
     if (!this.isUp) {
       this.events.tierFailed(this.tier.name, operation, 'refused');
       throw new TierUnavailableError(this.tier.name, this.#reason);
     }
     const started = performance.now();
     try {
-      const result = await this.#bounded(work(), deadlineMs);
+      const result = await this.#inTime(work());
       this.events.tierAnswered(this.tier.name, operation, (performance.now() - started) / 1000);
       return result;
     } catch (error) {
-      throw this.#judged(operation, error);
+      throw this.#judged(operation, error, started);
     }
   }
 
@@ -89,15 +103,14 @@ export class Guard {
     this.#listeners.clear();
   }
 
-  #judged(operation: TierOperation, error: unknown): unknown {
+  #judged(operation: TierOperation, error: unknown, started: number): unknown {
     const late = error instanceof DeadlineError;
-    if (!late && !this.tier.isOutage(error)) {
-      this.events.tierFailed(this.tier.name, operation, 'other', error);
-      return error;
-    }
-    const reason: TierErrorReason = late ? 'timeout' : 'connection';
-    this.events.tierFailed(this.tier.name, operation, reason);
-    this.#down(reasonOf(error));
+    const verdict = late ? (error.alive ? 'unserved' : 'away') : this.tier.judge(error);
+    const reason: TierErrorReason = late ? 'timeout' : verdict === 'away' ? 'connection' : verdict;
+    this.events.tierFailed(this.tier.name, operation, reason, error);
+    if (verdict === 'wrong') return error;
+    // What was asked before the tier came back says nothing about how it is now.
+    if (verdict === 'away' && started > this.#upSince) this.#down(reasonOf(error));
     return new TierUnavailableError(this.tier.name, reasonOf(error), { cause: error });
   }
 
@@ -108,12 +121,14 @@ export class Guard {
     this.#reason = reason.replace(/\.$/, '');
     this.events.tierDown(this.tier.name, this.#reason);
     this.#tell(false);
-    this.#probeAfter(FIRST_PROBE_MS);
+    const steady = this.#downSince - this.#upSince > STEADY_MS;
+    this.#probeAfter(steady ? FIRST_PROBE_MS : this.#probeGapMs);
   }
 
   #up(): void {
     if (this.#downSince === null || this.#closed) return;
-    const outage = performance.now() - this.#downSince;
+    this.#upSince = performance.now();
+    const outage = this.#upSince - this.#downSince;
     this.#downSince = null;
     this.events.tierUp(this.tier.name, outage);
     this.#tell(true);
@@ -125,32 +140,70 @@ export class Guard {
 
   #probeAfter(ms: number): void {
     if (this.#closed) return;
+    this.#probeGapMs = Math.min(ms * 2, LAST_PROBE_MS);
     this.#probe = setTimeout(() => {
-      this.#bounded(this.tier.ping(), LAST_PROBE_MS).then(
+      bounded(this.tier.ping(), LAST_PROBE_MS).then(
         () => this.#up(),
         (error: unknown) => {
           this.#reason = reasonOf(error);
-          this.#probeAfter(Math.min(ms * 2, LAST_PROBE_MS));
+          this.#probeAfter(this.#probeGapMs);
         },
       );
     }, ms);
     this.#probe.unref();
   }
 
-  async #bounded<T>(work: Promise<T>, ms: number): Promise<T> {
+  /** The result of `work`, or a DeadlineError that says whether the server answers at all. */
+  async #inTime<T>(work: Promise<T>): Promise<T> {
+    const half = this.deadlineMs / 2;
     let timer: NodeJS.Timeout | undefined;
-    const deadline = new Promise<never>((_, reject) => {
-      timer = setTimeout(async () => {
-        // After a busy stretch of ours, timers run before the sockets are read: an answer that is already here counts.
-        await nextTurn();
-        await nextTurn();
-        reject(new DeadlineError(`no answer within ${ms} ms`));
-      }, ms);
+    const late = new Promise<never>((_, reject) => {
+      timer = setTimeout(() => {
+        const answers = this.#answersPing(half);
+        timer = setTimeout(async () => {
+          await socketsRead();
+          reject(new DeadlineError(this.deadlineMs, await answers));
+        }, half);
+      }, half);
     });
     try {
-      return await Promise.race([work, deadline]);
+      return await Promise.race([work, late]);
     } finally {
       clearTimeout(timer);
     }
   }
+
+  /** One ping at a time, whoever asks. */
+  #answersPing(ms: number): Promise<boolean> {
+    this.#pinging ??= bounded(this.tier.ping(), ms)
+      .then(
+        () => true,
+        () => false,
+      )
+      .finally(() => {
+        this.#pinging = undefined;
+      });
+    return this.#pinging;
+  }
+}
+
+async function bounded(work: Promise<void>, ms: number): Promise<void> {
+  let timer: NodeJS.Timeout | undefined;
+  const late = new Promise<never>((_, reject) => {
+    timer = setTimeout(async () => {
+      await socketsRead();
+      reject(new DeadlineError(ms, false));
+    }, ms);
+  });
+  try {
+    await Promise.race([work, late]);
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+/** After a busy stretch of ours, timers run before the sockets are read: an answer that is already here counts. */
+async function socketsRead(): Promise<void> {
+  await nextTurn();
+  await nextTurn();
 }

@@ -4,7 +4,7 @@
  */
 import type { DatabaseError, Pool } from 'pg';
 import type { AnyKind, Cell, Column } from '../kinds/kind.js';
-import { ABSENT, attempt, type Entry, type Found, isOurs, type Lookup, type Tier } from './tier.js';
+import { ABSENT, attempt, type Entry, type Found, isOurs, type Lookup, type Tier, type Verdict } from './tier.js';
 
 interface Group<T> {
   readonly kind: AnyKind;
@@ -21,7 +21,11 @@ interface Statement {
 export class PostgresTier implements Tier {
   readonly name = 'postgres';
 
-  constructor(private readonly pool: Pool) {}
+  constructor(
+    private readonly pool: Pool,
+    /** For pings alone, so that a busy pool is not taken for a dead server. */
+    private readonly probes: Pool = pool,
+  ) {}
 
   async read(tenantId: string, lookups: readonly Lookup[]): Promise<Found[]> {
     const found: Found[] = lookups.map(() => ABSENT);
@@ -49,21 +53,24 @@ export class PostgresTier implements Tier {
   }
 
   async ping(): Promise<void> {
-    await this.pool.query('select 1');
+    await this.probes.query('select 1');
   }
 
   /**
-   * No SQLSTATE: the connection failed. Class 08 connection, 53 resources, 57 shut down, starting, or a statement that waited too long, 28 and 3D
-   * not let in: the server cannot serve. Everything else is about the statement.
+   * Without a SQLSTATE, the connection failed. Class 08 is the connection, 57P a server that stops or starts, 53300 one
+   * that is full, 28 and 3D one that does not let us in. It is there but cannot do this now: 25006 read-only, 42P01 not
+   * migrated yet, 53 no disk or memory left, 55P03 and 57014 a lock that was waited for too long.
    */
-  isOutage(error: unknown): boolean {
+  judge(error: unknown): Verdict {
     const { code } = error as Partial<DatabaseError>;
-    if (typeof code !== 'string' || !/^[0-9A-Z]{5}$/.test(code)) return !isOurs(error);
-    return /^(08|53|57|28|3D|25006|42P01)/.test(code);
+    if (typeof code !== 'string' || !/^[0-9A-Z]{5}$/.test(code)) return isOurs(error) ? 'wrong' : 'away';
+    if (/^(08|57P|53300|28|3D)/.test(code)) return 'away';
+    return /^(25006|42P01|53|55P03|57014)/.test(code) ? 'unserved' : 'wrong';
   }
 
   async close(): Promise<void> {
     await this.pool.end();
+    if (this.probes !== this.pool) await this.probes.end();
   }
 }
 

@@ -2,7 +2,7 @@
 import { type ChainableCommander, Redis } from 'ioredis';
 import type { Config } from '../config.js';
 import type { Logger } from '../logger.js';
-import { ABSENT, attempt, type Entry, type Found, isOurs, type Lookup, type Tier } from './tier.js';
+import { ABSENT, attempt, type Entry, type Found, isOurs, type Lookup, type Tier, type Verdict } from './tier.js';
 
 /** Lifetimes vary by this share, so that entries written together do not all expire together. */
 const TTL_JITTER = 0.1;
@@ -69,10 +69,11 @@ export class RedisTier implements Tier {
     await this.#connected((redis) => redis.ping());
   }
 
-  /** An error that the server itself answered with is about the command, unless it says that the server cannot serve. */
-  isOutage(error: unknown): boolean {
-    if (!isReply(error)) return !isOurs(error);
-    return /^(LOADING|BUSY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|NOAUTH|WRONGPASS|READONLY)\b/.test(error.message);
+  /** An error that is no answer of the server is about the connection. */
+  judge(error: unknown): Verdict {
+    if (!isReply(error)) return isOurs(error) ? 'wrong' : 'away';
+    if (/^(LOADING|BUSY|MASTERDOWN|CLUSTERDOWN|NOAUTH|WRONGPASS)\b/.test(error.message)) return 'away';
+    return /^(OOM|READONLY|MISCONF|TRYAGAIN)\b/.test(error.message) ? 'unserved' : 'wrong';
   }
 
   async close(): Promise<void> {

@@ -13,7 +13,7 @@ import {
   faceEmbeddings,
 } from '../kinds/faces.js';
 import { sha256 } from '../kinds/identity.js';
-import { checkContentHash, checkModel, checkTenantId, type Kind } from '../kinds/kind.js';
+import { checkContentHash, checkModel, checkTenantId, isSoundText, type Kind } from '../kinds/kind.js';
 import { BUILT_IN_MODELS, type FaceModels } from '../kinds/models.js';
 import { perceptualHashes } from '../kinds/perceptual-hash.js';
 import { canonicalUrl } from '../kinds/url.js';
@@ -240,10 +240,8 @@ function checkFaces<T>(argument: string, schema: z.ZodType<T>, faces: unknown): 
   throw new ArgumentError(`${argument}${path}`, issue?.message ?? 'not valid');
 }
 
-/** Text that PostgreSQL can hold and give back as it was: neither empty nor with a NUL or half a surrogate pair. */
 function checkText(argument: string, text: unknown, most = 2_048): string {
-  const sound = typeof text === 'string' && !/\0|\p{Surrogate}/u.test(text);
-  if (sound && text.length >= 1 && text.length <= most) return text;
+  if (typeof text === 'string' && isSoundText(text) && text.length >= 1 && text.length <= most) return text;
   throw new ArgumentError(argument, `expected text of 1 to ${most} characters`);
 }
 

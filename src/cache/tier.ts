@@ -11,6 +11,12 @@ export interface Entry extends Lookup {
   readonly value: unknown;
 }
 
+/**
+ * `away`: the tier cannot be reached, or serves nobody. `unserved`: it answers, but could not do this now, through no
+ * fault of the operation. `wrong`: the operation itself is at fault.
+ */
+export type Verdict = 'away' | 'unserved' | 'wrong';
+
 /** Three answers: a value (`[]` and `''` are values), nothing, or bytes that cannot be read. */
 export type Found =
   | { readonly state: 'value'; readonly value: unknown }
@@ -35,8 +41,8 @@ export interface Tier {
   write(tenantId: string, entries: readonly Entry[]): Promise<Entry[]>;
   /** Resolves when the tier answers. */
   ping(): Promise<void>;
-  /** Whether an error means that the tier is away, rather than that the operation was wrong. */
-  isOutage(error: unknown): boolean;
+  /** What an error of an operation says about the tier. */
+  judge(error: unknown): Verdict;
   close(): Promise<void>;
 }
 

@@ -9,38 +9,45 @@ export interface Unembedded {
 
 interface Row extends Unembedded {
   readonly createdAt: string;
+  readonly missing: boolean;
 }
 
 const PAGE = 1_000;
 
+// A page of images first, and then which of them lack something: every query is bounded by its work and not by what it
+// finds, however large the table is and however few are missing.
 const NEXT = {
   name: 'unembedded',
-  text: `select tenant_id as "tenantId", content_hash as "contentHash", created_at::text as "createdAt"
-    from crawl_content_cache as image
-    where (created_at, tenant_id, content_hash) > ($2::timestamptz, $3, $4)
-      and not exists (
+  text: `with page as materialized (
+      select tenant_id, content_hash, created_at from crawl_content_cache
+      where (created_at, tenant_id, content_hash) > ($2::timestamptz, $3, $4)
+      order by created_at, tenant_id, content_hash limit ${PAGE})
+    select tenant_id as "tenantId", content_hash as "contentHash", created_at::text as "createdAt",
+      not exists (
         select from face_embeddings_cache as face
-        where face.tenant_id = image.tenant_id and face.content_hash = image.content_hash and face.model = $1)
+        where face.tenant_id = page.tenant_id and face.content_hash = page.content_hash and face.model = $1)
       and not exists (
         select from rejection_cache as refusal
-        where refusal.tenant_id = image.tenant_id and refusal.subject_hash = image.content_hash
-          and refusal.expires_at > now())
-    order by created_at, tenant_id, content_hash limit ${PAGE}`,
+        where refusal.tenant_id = page.tenant_id and refusal.subject_hash = page.content_hash
+          and refusal.expires_at > now()) as missing
+    from page order by created_at, tenant_id, content_hash`,
 };
 
-/** Pages of images recorded at `since` or later, oldest first. @throws {TierUnavailableError} */
+/** Pages of images recorded at `since` or later, oldest first, until `signal` fires. @throws {TierUnavailableError} */
 export async function* unembeddedSince(
   { pool, guard }: { pool: Pool; guard: Guard },
   model: string,
   since: Date,
+  signal?: AbortSignal,
 ): AsyncGenerator<Unembedded[]> {
   // As text, since a Date would cut the microseconds off, and a page would begin within the one before.
-  let last: Row = { createdAt: since.toISOString(), tenantId: '', contentHash: '' };
-  for (;;) {
+  let last = { createdAt: since.toISOString(), tenantId: '', contentHash: '' };
+  while (!signal?.aborted) {
     const values = [model, last.createdAt, last.tenantId, last.contentHash];
     const { rows } = await guard.run('query', () => pool.query<Row>({ ...NEXT, values }));
+    const missing = rows.filter((row) => row.missing);
+    if (missing.length > 0) yield missing.map(({ tenantId, contentHash }) => ({ tenantId, contentHash }));
     const end = rows.at(-1);
-    if (end) yield rows;
     if (!end || rows.length < PAGE) return;
     last = end;
   }

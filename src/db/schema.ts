@@ -125,7 +125,7 @@ export const crawlContentCache = pgTable(
   },
   (t) => [
     primaryKey({ columns: [t.tenantId, t.contentHash] }),
-    index('crawl_content_cache_created_at_idx').on(t.createdAt),
+    index('crawl_content_cache_created_at_idx').on(t.createdAt, t.tenantId, t.contentHash),
   ],
 );
 

@@ -2,6 +2,7 @@
 import type { FastifyInstance, FastifyRequest } from 'fastify';
 import { z } from 'zod';
 import type { App } from '../app.js';
+import { isSoundText } from '../kinds/kind.js';
 import { firstProblem, QUEUE_NAMES, tenantId } from '../queues/contract.js';
 import { type CrawlPayload, crawlPayload, crawlQueue } from '../queues/crawl.js';
 import { embeddingPayload, embeddingQueue } from '../queues/embedding.js';
@@ -20,7 +21,7 @@ const crawlJobs = z.object({
 
 const embeddingJob = embeddingPayload.omit({ v: true });
 
-const jobPath = z.object({ queue: z.enum(QUEUE_NAMES), id: z.string().min(1).max(200) });
+const jobPath = z.object({ queue: z.enum(QUEUE_NAMES), id: z.string().min(1).max(200).refine(isSoundText) });
 
 interface RejectedImage {
   readonly index: number;

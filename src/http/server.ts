@@ -14,7 +14,8 @@ export async function createServer(app: App, { api }: { api: boolean }): Promise
     bodyLimit: BODY_BYTES,
     // A client that takes for ever to send its request holds a socket, not a job.
     requestTimeout: 60_000,
-    forceCloseConnections: true,
+    // Answers under way are sent; connections that only wait for the next request are not waited for.
+    forceCloseConnections: 'idle',
     logger: false,
   });
   // A form or plain text would pass a browser's cross-origin rules; JSON alone does not.

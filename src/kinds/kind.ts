@@ -53,9 +53,14 @@ export const jsonCodec = <Value>() => ({
   },
 });
 
-const TENANT_ID = /^[A-Za-z0-9._-]{1,100}$/;
-const CONTENT_HASH = /^[0-9a-f]{64}$/;
+export const TENANT_ID = /^[A-Za-z0-9._-]{1,100}$/;
+export const CONTENT_HASH = /^[0-9a-f]{64}$/;
 const MODEL = /^[A-Za-z0-9._@/-]{1,100}$/;
+
+/** Text that PostgreSQL can hold and give back as it was: without a NUL, and without half a surrogate pair. */
+export function isSoundText(text: string): boolean {
+  return !/\0|\p{Surrogate}/u.test(text);
+}
 
 /** @throws {ArgumentError} */
 export function checkTenantId(tenantId: unknown): string {

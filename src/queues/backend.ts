@@ -122,14 +122,19 @@ class PatientWorker extends Worker {
     const remembering: Processor = async (job, token, signal) => {
       try {
         return await processor(job, token, signal);
-      } catch (error) {
-        if (error instanceof Error) thrown.add(error);
+      } catch (thing) {
+        const error = thing instanceof Error ? thing : new Error(String(thing));
+        thrown.add(error);
         throw error;
       }
     };
     // The types tie a worker to one kind of backend; what is overridden below is the same for both.
     super(name, remembering, options, backend as never);
     this.#thrown = thrown;
+    // Another worker may have the job by now: this one stops working on it.
+    this.on('lockRenewalFailed', (ids) => {
+      for (const id of ids) this.cancelJob(id, 'the lock was lost');
+    });
   }
 
   protected override async handleFailed(...args: Parameters<Worker['handleFailed']>): Promise<Job> {

@@ -3,6 +3,7 @@ import { randomUUID } from 'node:crypto';
 import type { JobsOptions } from 'bullmq';
 import { z } from 'zod';
 import { sha256 } from '../kinds/identity.js';
+import { TENANT_ID } from '../kinds/kind.js';
 
 export const QUEUE_NAMES = ['crawl', 'embedding'] as const;
 export type QueueName = (typeof QUEUE_NAMES)[number];
@@ -40,9 +41,7 @@ export function jobOptions<Payload>(contract: QueueContract<Payload>, payload: P
 }
 
 /** The tenant as every payload names it. */
-export const tenantId = z
-  .string()
-  .regex(/^[A-Za-z0-9._-]{1,100}$/, 'expected 1 to 100 of letters, digits, ".", "_", "-"');
+export const tenantId = z.string().regex(TENANT_ID, 'expected 1 to 100 of letters, digits, ".", "_", "-"');
 
 /** `field: what is wrong` of the first problem. */
 export function firstProblem(error: z.ZodError): { field: string; expectation: string } {

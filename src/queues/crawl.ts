@@ -1,6 +1,7 @@
 /** The crawl job: fetch one image URL for one tenant. */
 import { z } from 'zod';
 import { ArgumentError } from '../errors.js';
+import { isSoundText } from '../kinds/kind.js';
 import { canonicalUrl } from '../kinds/url.js';
 import { type QueueContract, tenantId } from './contract.js';
 
@@ -19,7 +20,7 @@ export const crawlPayload = z.object({
   /** Canonical after parsing, see `kinds/url.ts`. */
   url: canonical,
   /** The page that showed the image. */
-  sourceUrl: z.string().max(2048).optional(),
+  sourceUrl: z.string().max(2048).refine(isSoundText, 'expected text without NUL or half a surrogate pair').optional(),
   /** Passes over the known URL and remembered rejections, and always fetches. */
   force: z.boolean().optional(),
 });

@@ -57,7 +57,7 @@ export class Queues {
   async enqueue<Payload>(contract: QueueContract<Payload>, payloads: readonly Payload[]): Promise<string[]> {
     const queue = this.get(contract.name);
     const ids: string[] = [];
-    await reachable(queue);
+    if (payloads.length > 1) await reachable(queue);
     for (let from = 0; from < payloads.length; from += BATCH) {
       const jobs = payloads.slice(from, from + BATCH).map((data) => ({
         name: contract.name,

@@ -23,6 +23,7 @@ export class FileStore implements ObjectStore {
         await file.close();
       }
       await rename(draft, path);
+      await flushFolder(dirname(path));
     } catch (error) {
       await rm(draft, { force: true });
       throw error;
@@ -42,6 +43,16 @@ export class FileStore implements ObjectStore {
     const path = join(this.folder, key);
     if (!path.startsWith(this.folder + sep) || key.includes('\0')) throw new ArgumentError('key', 'leaves the store');
     return path;
+  }
+}
+
+/** A rename lasts through a power cut only once its folder is on the disk as well. */
+async function flushFolder(path: string): Promise<void> {
+  const folder = await open(path, 'r');
+  try {
+    await folder.sync();
+  } finally {
+    await folder.close();
   }
 }
 

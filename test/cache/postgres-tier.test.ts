@@ -122,7 +122,7 @@ test('a batch is written whole or not at all', async () => {
   const bad = entry(crawlUrls, sha256('bad'), crawlUrl('bad', { rawKey: 'no\0text' }));
   const failure = await tier.write(tenant, [good, bad]).catch((error: unknown) => error);
   expect(failure).toMatchObject({ code: '22021' });
-  expect(tier.isOutage(failure)).toBe(false);
+  expect(tier.judge(failure)).toBe('wrong');
   expect(await tier.read(tenant, [good])).toEqual([{ state: 'absent' }]);
 });
 
@@ -153,17 +153,14 @@ async function fill(tenant: string): Promise<void> {
   await pool.query('analyze');
 }
 
-test('only a lost connection, a server that cannot serve and a missed deadline are outages', () => {
-  const sql = (code: string) => Object.assign(new Error('refused'), { code });
-  for (const code of ['08006', '53300', '57P01', '57P03', '57014', '28P01', '3D000', '25006', '42P01']) {
-    expect(tier.isOutage(sql(code)), code).toBe(true);
-  }
-  for (const code of ['22021', '23505', '40P01', '42601', '22P02']) {
-    expect(tier.isOutage(sql(code)), code).toBe(false);
-  }
-  expect(tier.isOutage(sql('ECONNREFUSED'))).toBe(true);
-  expect(tier.isOutage(new Error('Connection terminated unexpectedly'))).toBe(true);
-  expect(tier.isOutage(new RangeError('of ours'))).toBe(false);
+test('an error tells a tier that is away from one that is unable, and from a wrong statement', () => {
+  const sql = (code: string) => tier.judge(Object.assign(new Error('refused'), { code }));
+  for (const code of ['08006', '53300', '57P01', '57P03', '28P01', '3D000']) expect(sql(code), code).toBe('away');
+  for (const code of ['25006', '42P01', '53100', '55P03', '57014']) expect(sql(code), code).toBe('unserved');
+  for (const code of ['22021', '23505', '40P01', '42601', '22P02']) expect(sql(code), code).toBe('wrong');
+  expect(sql('ECONNREFUSED')).toBe('away');
+  expect(tier.judge(new Error('Connection terminated unexpectedly'))).toBe('away');
+  expect(tier.judge(new RangeError('of ours'))).toBe('wrong');
 });
 
 test('an entry of another kind is written in the same transaction', async () => {

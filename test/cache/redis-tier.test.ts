@@ -137,15 +137,14 @@ test('a key that holds something else than text is an error of the command and n
   await tier.close();
 });
 
-test('a command that the server refuses is thrown and is no outage, unless the server cannot serve', async () => {
+test('an error tells a server that is away from one that is unable, and from a wrong command', async () => {
   const tier = tierAt(world.redisUrl);
   await tier.ping();
-  const reply = (message: string) => Object.assign(new Error(message), { name: 'ReplyError' });
-  expect(tier.isOutage(reply("OOM command not allowed when used memory > 'maxmemory'."))).toBe(false);
-  expect(tier.isOutage(reply('WRONGTYPE Operation against a key holding the wrong kind of value'))).toBe(false);
-  for (const word of ['LOADING', 'BUSY', 'MASTERDOWN', 'READONLY', 'NOAUTH', 'WRONGPASS']) {
-    expect(tier.isOutage(reply(`${word} …`)), word).toBe(true);
-  }
-  expect(tier.isOutage(new Error('connect ECONNREFUSED 127.0.0.1:1'))).toBe(true);
+  const reply = (message: string) => tier.judge(Object.assign(new Error(message), { name: 'ReplyError' }));
+  for (const word of ['LOADING', 'BUSY', 'MASTERDOWN', 'NOAUTH', 'WRONGPASS']) expect(reply(`${word} …`)).toBe('away');
+  expect(reply("OOM command not allowed when used memory > 'maxmemory'.")).toBe('unserved');
+  expect(reply("READONLY You can't write against a read only replica.")).toBe('unserved');
+  expect(reply('WRONGTYPE Operation against a key holding the wrong kind of value')).toBe('wrong');
+  expect(tier.judge(new Error('connect ECONNREFUSED 127.0.0.1:1'))).toBe('away');
   await tier.close();
 });

@@ -200,7 +200,7 @@ export function tierSuite(open: () => Promise<TierUnderTest>): void {
       const bad = lookup(perceptualHashes, 'no hash');
       const failure = await tier.read(freshTenant(), [bad]).catch((error: unknown) => error);
       expect(failure).toBeInstanceOf(Error);
-      expect(tier.isOutage(failure)).toBe(false);
+      expect(tier.judge(failure)).toBe('wrong');
     });
 
     test('takes a server that nobody can reach for an outage', async () => {
@@ -209,7 +209,7 @@ export function tierSuite(open: () => Promise<TierUnderTest>): void {
       await fresh.relay[Symbol.asyncDispose]();
       const failure = await fresh.tier.ping().catch((error: unknown) => error);
       expect(failure).toBeInstanceOf(Error);
-      expect(fresh.tier.isOutage(failure)).toBe(true);
+      expect(fresh.tier.judge(failure)).toBe('away');
     });
 
     test('closes without having been used', async () => {

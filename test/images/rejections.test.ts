@@ -29,6 +29,8 @@ describe('bytes that are no image', () => {
     ['a page that a server names photo.jpg', text('<!doctype html><html><body><h1>404</h1></body></html>')],
     ['a page with a drawing in it', text('<!doctype html><html><svg xmlns="http://www.w3.org/2000/svg"/></html>')],
     ['a page of unclosed comments', text('<!--'.repeat(50_000))],
+    ['a page behind many blank lines', text(`${'\n'.repeat(4_000)}<!doctype html>`)],
+    ['a page of half a document type', text(`<!DOCTYPE svg ${'[]'.repeat(2_000)}`)],
     ['JSON', text('{"error":"not found"}')],
   ])('%s', async (_, bytes) => {
     expect((await rejection(bytes)).reason).toBe('not-an-image');

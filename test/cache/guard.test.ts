@@ -1,0 +1,61 @@
+/** The guard between dead and merely unable, on a real server that is made unable. */
+import { Client } from 'pg';
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import type { App } from '../../src/app.js';
+import { lookup } from '../../src/cache/tier.js';
+import { rejections } from '../../src/kinds/crawl.js';
+import { perceptualHashes } from '../../src/kinds/perceptual-hash.js';
+import { until } from '../support/until.js';
+import { createWorld, type World } from '../support/world.js';
+
+const HASH = 'a'.repeat(64);
+
+let world: World;
+let app: App;
+
+beforeAll(async () => {
+  world = await createWorld();
+  app = world.app({ REDIS_URL: 'none' });
+});
+
+afterAll(async () => {
+  await world[Symbol.asyncDispose]();
+});
+
+const read = async (kind: typeof rejections | typeof perceptualHashes) => {
+  const [answer] = await app.connection.hybrid.readMany('acme', [lookup<string, unknown>(kind, HASH)]);
+  return answer?.state;
+};
+
+test('a lock on one table does not take the tier away from the others', async () => {
+  const blocker = new Client({ connectionString: world.databaseUrl });
+  await blocker.connect();
+  await blocker.query('begin; lock table rejection_cache in access exclusive mode');
+  try {
+    const held = read(rejections);
+    expect(await read(perceptualHashes)).toBe('miss');
+    expect(await held).toBe('unknown');
+    expect(app.connection.tiers.postgres.guard.isUp).toBe(true);
+    expect(await read(perceptualHashes)).toBe('miss');
+  } finally {
+    await blocker.end();
+  }
+  await until('the table to be free', async () => (await read(rejections)) === 'miss');
+  const lines = world.logs.filter(({ msg }) => msg === 'tier could not serve an operation');
+  expect(lines).toHaveLength(1);
+  expect(world.logs.filter(({ msg }) => String(msg).startsWith('PostgreSQL cache unavailable'))).toEqual([]);
+});
+
+test('a server that only reads is not flapped at: writes are not durable, reads go on, and it is said once', async () => {
+  world.logs.length = 0;
+  await app.connection.pool.query(`alter database ${world.namespace} set default_transaction_read_only = on`);
+  const readOnly = world.app({ REDIS_URL: 'none' });
+  const durable = () => readOnly.cache.cachePerceptualHash(HASH, 'acme', 'f'.repeat(16));
+  expect([await durable(), await durable(), await durable()]).toEqual([false, false, false]);
+  expect(await readOnly.cache.getCachedPerceptualHash(HASH, 'acme')).toBeNull();
+  expect(readOnly.connection.tiers.postgres.guard.isUp).toBe(true);
+  expect(world.logs.filter(({ level }) => level === 'warn' || level === 'error')).toHaveLength(1);
+  await app.connection.pool.query(
+    `set default_transaction_read_only = off; alter database ${world.namespace} reset default_transaction_read_only`,
+  );
+});
