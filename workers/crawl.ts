@@ -4,7 +4,7 @@ import type { Claims } from '../src/cache/claims.js';
 import type { CrawlRecords, UrlFacts } from '../src/cache/crawl-records.js';
 import type { NearDuplicate, SearchOptions } from '../src/cache/near-duplicates.js';
 import type { Fetched, Fetcher } from '../src/crawl/fetch.js';
-import { DeferredError, RejectedError, type RejectReason, RetryableError } from '../src/errors.js';
+import { DeferredError, RetryableError } from '../src/errors.js';
 import type { Events } from '../src/events.js';
 import { type ProcessedImage, processImage } from '../src/images/image.js';
 import type { CrawlContent } from '../src/kinds/crawl.js';
@@ -12,7 +12,7 @@ import { sha256 } from '../src/kinds/identity.js';
 import type { Stage } from '../src/metrics.js';
 import type { CrawlPayload } from '../src/queues/crawl.js';
 import { type ObjectStore, rawKey, thumbnailKey } from '../src/storage/object-store.js';
-import type { Run } from './run.js';
+import { inStage, orRejected, type Rejected, type Run } from './run.js';
 
 export type CrawlOutcome =
   | {
@@ -29,7 +29,7 @@ export type CrawlOutcome =
       readonly contentHash: string;
       readonly rawKey: string;
     }
-  | { readonly outcome: 'rejected'; readonly reason: RejectReason; readonly detail: string };
+  | Rejected;
 
 /** What the job works with. */
 export interface CrawlTools {
@@ -51,7 +51,10 @@ interface Step extends CrawlTools, Run {
 
 export async function crawl(job: CrawlPayload, run: Run, tools: CrawlTools): Promise<CrawlOutcome> {
   const step: Step = { ...tools, ...run, job };
-  const outcome = await rememberingRejections(step, () => crawlUrl(step));
+  const outcome = await orRejected(
+    () => crawlUrl(step),
+    (refusal) => step.records.reject(job.tenantId, { url: job.url }, { ...refusal, jobId: run.jobId }),
+  );
   const fields = { queue: 'crawl', jobId: run.jobId, tenantId: job.tenantId };
   tools.events.crawled(fields, job.url, outcome);
   return outcome;
@@ -192,24 +195,6 @@ async function claimed<T>(step: Step, subject: string, work: () => Promise<T>): 
   return step.claims.hold(claim, step.leaseMs, work);
 }
 
-async function rememberingRejections(step: Step, work: () => Promise<CrawlOutcome>): Promise<CrawlOutcome> {
-  try {
-    return await work();
-  } catch (error) {
-    if (!(error instanceof RejectedError)) throw error;
-    const { reason, detail } = error;
-    const { tenantId, url } = step.job;
-    await step.records.reject(tenantId, { url }, { reason, detail, jobId: step.jobId });
-    return { outcome: 'rejected', reason, detail };
-  }
-}
-
-async function timed<T>(step: Step, stage: Stage, work: () => Promise<T>): Promise<T> {
-  step.signal.throwIfAborted();
-  const started = performance.now();
-  try {
-    return await work();
-  } finally {
-    step.events.crawlStage(stage, (performance.now() - started) / 1000);
-  }
+function timed<T>(step: Step, stage: Stage, work: () => Promise<T>): Promise<T> {
+  return inStage(step, (seconds) => step.events.crawlStage(stage, seconds), work);
 }

@@ -4,7 +4,7 @@ import type { Claims } from '../src/cache/claims.js';
 import type { CrawlRecords } from '../src/cache/crawl-records.js';
 import type { Answer, HybridCache } from '../src/cache/hybrid.js';
 import { entry } from '../src/cache/tier.js';
-import { RejectedError, type RejectReason, RetryableError, TierUnavailableError } from '../src/errors.js';
+import { RejectedError, RetryableError, TierUnavailableError } from '../src/errors.js';
 import type { Events } from '../src/events.js';
 import type { FaceEngine, Pixels } from '../src/faces/engine.js';
 import { decodePixels, FACE_SIDE } from '../src/images/image.js';
@@ -20,11 +20,11 @@ import type { Kind } from '../src/kinds/kind.js';
 import type { EmbeddingStage } from '../src/metrics.js';
 import type { EmbeddingPayload } from '../src/queues/embedding.js';
 import type { ObjectStore } from '../src/storage/object-store.js';
-import type { Run } from './run.js';
+import { inStage, orRejected, type Rejected, type Run } from './run.js';
 
 export type EmbeddingOutcome =
   | { readonly outcome: 'embedded' | 'cached'; readonly faces: number; readonly model: string }
-  | { readonly outcome: 'rejected'; readonly reason: RejectReason; readonly detail: string };
+  | Rejected;
 
 export interface EmbeddingTools {
   readonly hybrid: HybridCache;
@@ -43,7 +43,11 @@ interface Step extends EmbeddingTools, Run {
 
 export async function embed(job: EmbeddingPayload, run: Run, tools: EmbeddingTools): Promise<EmbeddingOutcome> {
   const step: Step = { ...tools, ...run, job };
-  const outcome = await rememberingRejections(step, () => embedImage(step));
+  const { tenantId, contentHash } = job;
+  const outcome = await orRejected(
+    () => embedImage(step),
+    (refusal) => step.records.reject(tenantId, { contentHash }, { ...refusal, jobId: run.jobId }),
+  );
   const fields = { queue: 'embedding', jobId: run.jobId, tenantId: job.tenantId };
   tools.events.embedded(fields, job.contentHash, outcome);
   return outcome;
@@ -137,24 +141,6 @@ async function claimed(step: Step, work: () => Promise<EmbeddingOutcome>): Promi
   return step.claims.hold({ tenantId, subject, holder: step.jobId }, step.leaseMs, work);
 }
 
-async function rememberingRejections(step: Step, work: () => Promise<EmbeddingOutcome>): Promise<EmbeddingOutcome> {
-  try {
-    return await work();
-  } catch (error) {
-    if (!(error instanceof RejectedError)) throw error;
-    const { reason, detail } = error;
-    const { tenantId, contentHash } = step.job;
-    await step.records.reject(tenantId, { contentHash }, { reason, detail, jobId: step.jobId });
-    return { outcome: 'rejected', reason, detail };
-  }
-}
-
-async function timed<T>(step: Step, stage: EmbeddingStage, work: () => Promise<T>): Promise<T> {
-  step.signal.throwIfAborted();
-  const started = performance.now();
-  try {
-    return await work();
-  } finally {
-    step.events.embeddingStage(stage, (performance.now() - started) / 1000);
-  }
+function timed<T>(step: Step, stage: EmbeddingStage, work: () => Promise<T>): Promise<T> {
+  return inStage(step, (seconds) => step.events.embeddingStage(stage, seconds), work);
 }

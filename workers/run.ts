@@ -12,7 +12,7 @@
  */
 import { performance } from 'node:perf_hooks';
 import { DelayedError, type Job, type Processor, UnrecoverableError } from 'bullmq';
-import { DeferredError, TierUnavailableError } from '../src/errors.js';
+import { DeferredError, RejectedError, type RejectReason, TierUnavailableError } from '../src/errors.js';
 import type { Events } from '../src/events.js';
 import { BACKOFF, firstProblem, type QueueContract } from '../src/queues/contract.js';
 import { QueueUnavailableError } from '../src/queues/index.js';
@@ -27,6 +27,43 @@ export interface Run {
   remember(fact: Readonly<Record<string, unknown>>): Promise<void>;
   /** Fires when the work should stop: the process shuts down, or the job was cancelled or lost its lock. */
   readonly signal: AbortSignal;
+}
+
+/** The outcome that both jobs share: a lasting fact about the image or its URL. */
+export interface Rejected {
+  readonly outcome: 'rejected';
+  readonly reason: RejectReason;
+  readonly detail: string;
+}
+
+/** Makes a `RejectedError` of `work` the job's outcome, once `remember` has kept it. */
+export async function orRejected<Outcome>(
+  work: () => Promise<Outcome>,
+  remember: (refusal: { reason: RejectReason; detail: string }) => Promise<void>,
+): Promise<Outcome | Rejected> {
+  try {
+    return await work();
+  } catch (error) {
+    if (!(error instanceof RejectedError)) throw error;
+    const { reason, detail } = error;
+    await remember({ reason, detail });
+    return { outcome: 'rejected', reason, detail };
+  }
+}
+
+/** Runs one stage of a job and reports its seconds; a job that should stop begins no further one. */
+export async function inStage<T>(
+  { signal }: Run,
+  report: (seconds: number) => void,
+  work: () => Promise<T>,
+): Promise<T> {
+  signal.throwIfAborted();
+  const started = performance.now();
+  try {
+    return await work();
+  } finally {
+    report((performance.now() - started) / 1000);
+  }
 }
 
 export type Perform<Payload, Outcome> = (payload: Payload, run: Run) => Promise<Outcome>;
