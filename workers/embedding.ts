@@ -1,5 +1,4 @@
 /** The embedding job: the faces of one stored image, found and embedded once per model. */
-import { performance } from 'node:perf_hooks';
 import type { Claims } from '../src/cache/claims.js';
 import type { CrawlRecords } from '../src/cache/crawl-records.js';
 import type { Answer, HybridCache } from '../src/cache/hybrid.js';
