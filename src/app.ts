@@ -7,7 +7,7 @@ import type { Config } from './config.js';
 import { Events } from './events.js';
 import type { FaceEngine } from './faces/engine.js';
 import { BUILT_IN_MODELS, type FaceModels } from './kinds/models.js';
-import { Closer } from './lifecycle.js';
+import { Closer, within } from './lifecycle.js';
 import { createLogger, type Logger } from './logger.js';
 import { createMetrics, type Metrics } from './metrics.js';
 import { createQueueBackend, type QueueBackend } from './queues/backend.js';
@@ -86,13 +86,16 @@ export interface Readiness {
   readonly degraded: string[];
 }
 
+/** A probe is not kept waiting for a tier's own deadline. */
+const READY_MS = 1_000;
+
 /** Asks everything at once; none takes longer than its deadline. */
 export async function readiness({ connection, queues }: App): Promise<Readiness> {
   const { redis, postgres } = connection.tiers;
   const [queueUp, redisUp, postgresUp] = await Promise.all([
     queues.isUp(),
-    redis?.guard.check() ?? false,
-    postgres.guard.check(),
+    redis ? within(READY_MS, redis.guard.check(), false) : false,
+    within(READY_MS, postgres.guard.check(), false),
   ]);
   const degraded = [
     ...(queueUp ? [] : ['queue store unavailable']),

@@ -100,11 +100,16 @@ async function service({ workers, api, bringServers }: ServiceOptions): Promise<
   const closer = new Closer();
   onShutdownSignal(() => closer.close().then(() => 0));
   try {
-    const own = bringServers && namesNoServer(readEnv()) ? await ownServers(closer) : null;
+    const brings = bringServers && namesNoServer(readEnv());
+    // Whatever else is wrong is said before servers are started for nothing.
+    if (brings) toConfig({ ...readEnv(), DATABASE_URL: 'postgres://to-come', REDIS_URL: 'none' });
+    const own = brings ? await ownServers(closer) : null;
     const config = own ? toConfig(own.env) : await configured();
     if (own) await migrate(config.postgres, { queueOnPostgres: config.queue.backend === 'postgres' });
     else await refuseUnmigrated(config);
-    const running = closer.add('service', await run(connect(config), { workers, api }), (one) => one.stop());
+    // The app before the service: where the service cannot start, its clients still close before our servers.
+    const app = closer.add('app', connect(config), (one) => one.close());
+    const running = closer.add('service', await run(app, { workers, api }), (one) => one.stop());
     if (own) await setOwnerAddress(own.stack, running.address);
     return await new Promise<never>(() => undefined);
   } catch (error) {
@@ -138,7 +143,9 @@ function withLocalStore(servers: Env): Env {
 
 /** A database that cannot be asked may come up later; one that was never migrated does not get better by waiting. */
 async function refuseUnmigrated(config: Config): Promise<void> {
-  const migrated = await isMigrated(config.postgres).catch(() => true);
+  const migrated = await isMigrated(config.postgres, { queueOnPostgres: config.queue.backend === 'postgres' }).catch(
+    () => true,
+  );
   if (!migrated)
     throw new Error('the database is not up to date: run `npm run db:migrate` (hybrid-cache migrate) first');
 }

@@ -65,7 +65,8 @@ interface Variable<T> {
   readonly fallback: T;
   /** The value, or `undefined` when the text is not what `expects` says. */
   readonly parse: (text: string) => T | undefined;
-  readonly secret?: boolean;
+  /** Whether the value must not be shown, always or where it looks like it. */
+  readonly secret?: boolean | ((text: string) => boolean);
 }
 
 const text = (fallback: string, secret = false): Variable<string> => ({
@@ -120,6 +121,8 @@ const tokens: Variable<readonly ApiToken[]> = {
 const folder: Variable<string> = {
   expects: 'file:<path of a folder>',
   fallback: 'file:./data/objects',
+  // Other stores' addresses may hold keys.
+  secret: (value) => /[@?]/.test(value),
   parse: (value) => (/^file:.+/.test(value) ? value : undefined),
 };
 
@@ -209,11 +212,11 @@ export function toConfig(env: Env): Config {
   const backend = values.QUEUE_BACKEND || (queueUrl ? 'redis' : 'postgres');
   if (backend === 'redis' && !queueUrl) {
     problems.push(
-      'QUEUE_BACKEND: expected postgres, or a QUEUE_REDIS_URL beside it, since REDIS_URL is none; got redis',
+      'QUEUE_BACKEND: expected postgres, or a QUEUE_REDIS_URL beside it, since REDIS_URL is none; got "redis"',
     );
   }
   if (!env.API_TOKENS && !isLoopback(values.HOST)) {
-    problems.push(`HOST: expected a loopback address while no API_TOKENS are set; got ${values.HOST}`);
+    problems.push(`HOST: expected a loopback address while no API_TOKENS are set; got ${JSON.stringify(values.HOST)}`);
   }
   if (problems.length > 0) throw new ConfigError(problems);
   return {
@@ -251,13 +254,16 @@ function readValues(env: Env, problems: string[]): Values {
     if (!given) return [name, variable.fallback];
     const value = variable.parse(given);
     if (value === undefined) {
-      problems.push(
-        `${name}: expected ${variable.expects}; got ${variable.secret ? '[secret]' : JSON.stringify(given)}`,
-      );
+      problems.push(`${name}: expected ${variable.expects}; got ${shown(variable, given)}`);
     }
     return [name, value ?? variable.fallback];
   });
   return Object.fromEntries(entries) as Values;
+}
+
+function shown({ secret = false }: Variable<unknown>, given: string): string {
+  const hidden = typeof secret === 'function' ? secret(given) : secret;
+  return hidden ? '[secret]' : JSON.stringify(given);
 }
 
 function toPostgres(values: Values): PostgresConfig {

@@ -3,6 +3,7 @@ import { createReadStream } from 'node:fs';
 import { createInterface } from 'node:readline';
 import { setTimeout as pause } from 'node:timers/promises';
 import type { App } from './app.js';
+import { checkTenantId } from './kinds/kind.js';
 import { firstProblem } from './queues/contract.js';
 import { type CrawlPayload, crawlPayload, crawlQueue } from './queues/crawl.js';
 
@@ -17,12 +18,14 @@ interface EnqueueOptions {
 
 /** @returns the exit code: 1 where a line was refused or a job failed */
 export async function enqueueList(app: App, file: string, options: EnqueueOptions): Promise<number> {
+  checkTenantId(options.tenant);
   const refused: string[] = [];
   const ids: string[] = [];
   for await (const batch of batches(file, options, refused)) {
     ids.push(...(await app.queues.enqueue(crawlQueue, batch)));
     process.stderr.write(`enqueued ${ids.length}\n`);
   }
+  if (ids.length === 0) process.stderr.write('enqueued 0\n');
   for (const line of refused) process.stderr.write(`refused ${line}\n`);
   const failed = options.wait ? await summarize(app, [...new Set(ids)]) : 0;
   return refused.length + failed > 0 ? 1 : 0;

@@ -1,5 +1,5 @@
 /** One function per thing that happens: its metric and its log line together. URLs, keys and ids go to the log only. */
-import type { TierName } from './errors.js';
+import { RetryableError, type TierName } from './errors.js';
 import { type Logger, withoutSecrets } from './logger.js';
 import type { EmbeddingStage, KindName, LookupResult, Metrics, RunResult, Stage } from './metrics.js';
 
@@ -109,7 +109,9 @@ export class Events {
   }
 
   jobFailed(job: JobFields, error: unknown, willRetry: boolean): void {
-    this.log.warn({ ...job, willRetry, err: error }, 'job failed');
+    // What the web does to us has a reason and needs no stack.
+    const what = error instanceof RetryableError ? { reason: error.reason, error: error.message } : { err: error };
+    this.log.warn({ ...job, willRetry, ...what }, 'job failed');
   }
 
   jobHandedBack(job: JobFields, why: string, delayMs: number): void {

@@ -92,7 +92,7 @@ test('the queue is on PostgreSQL where there is no Redis for it', () => {
     queue: { backend: 'redis', url: 'redis://q' },
   });
   expect(problemsOf({ REDIS_URL: 'none', QUEUE_BACKEND: 'redis' })).toEqual([
-    expect.stringMatching(/^QUEUE_BACKEND: expected postgres, or a QUEUE_REDIS_URL .*; got redis$/),
+    expect.stringMatching(/^QUEUE_BACKEND: expected postgres, or a QUEUE_REDIS_URL .*; got "redis"$/),
   ]);
 });
 
@@ -161,7 +161,7 @@ test.each(['token', '=tenant', 'token=', 'token=a:b', 'token=**', 'token=a,', `t
 test.each(['0.0.0.0', '::', '192.168.1.5', 'example.com', '127.0.0.1.example.com'])(
   'without tokens the server does not listen on %s',
   (HOST) => {
-    const problem = `HOST: expected a loopback address while no API_TOKENS are set; got ${HOST}`;
+    const problem = `HOST: expected a loopback address while no API_TOKENS are set; got ${JSON.stringify(HOST)}`;
     expect(problemsOf({ HOST })).toEqual([problem]);
     expect(toConfig({ HOST, API_TOKENS: 'long-enough=*' }).http.host).toBe(HOST);
   },

@@ -89,6 +89,7 @@ test(
       const rejected = counted('crawl_images_total', { outcome: 'rejected', reason });
       expect([reason, rejected]).toEqual([reason, sum((pass) => pass.rejected[reason] ?? 0)]);
     }
+    expect(counted('hybrid_cache_requests_total', { result: 'redis_hit' })).toBe(sum((pass) => pass.redisHits));
     expect(counted('embedding_faces_total', {})).toBe(sum((pass) => pass.faces));
     expect(counted('bullmq_job_count', { queue: 'crawl', state: 'completed' })).toBe(sum((pass) => pass.jobs));
 

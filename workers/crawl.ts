@@ -55,7 +55,7 @@ export async function crawl(job: CrawlPayload, run: Run, tools: CrawlTools): Pro
     () => crawlUrl(step),
     (refusal) => step.records.reject(job.tenantId, { url: job.url }, { ...refusal, jobId: run.jobId }),
   );
-  const fields = { queue: 'crawl', jobId: run.jobId, tenantId: job.tenantId };
+  const fields = { queue: 'crawl', jobId: run.id, tenantId: job.tenantId };
   tools.events.crawled(fields, job.url, outcome);
   return outcome;
 }

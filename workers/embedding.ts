@@ -47,7 +47,7 @@ export async function embed(job: EmbeddingPayload, run: Run, tools: EmbeddingToo
     () => embedImage(step),
     (refusal) => step.records.reject(tenantId, { contentHash }, { ...refusal, jobId: run.jobId }),
   );
-  const fields = { queue: 'embedding', jobId: run.jobId, tenantId: job.tenantId };
+  const fields = { queue: 'embedding', jobId: run.id, tenantId: job.tenantId };
   tools.events.embedded(fields, job.contentHash, outcome);
   return outcome;
 }

@@ -19,7 +19,9 @@ import { QueueUnavailableError } from '../src/queues/index.js';
 
 /** What a processor gets besides its payload. */
 export interface Run {
-  /** Identity of the job, the same for all its attempts and never another job's. */
+  /** The job's id in its queue: for people. */
+  readonly id: string;
+  /** Identity of the job, the same for all its attempts and never another job's: for records and claims. */
   readonly jobId: string;
   /** What `remember` kept, from an earlier run of this job; empty in the first. */
   readonly remembered: Readonly<Record<string, unknown>>;
@@ -110,6 +112,7 @@ function fieldsOf(job: Job): { queue: string; jobId: string; tenantId: string } 
 function runOf(job: Job, signal: AbortSignal): Run {
   const { progress } = job;
   return {
+    id: String(job.id),
     jobId: identityOf(job),
     remembered: typeof progress === 'object' ? (progress as Record<string, unknown>) : {},
     remember: (fact) =>

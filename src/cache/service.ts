@@ -49,6 +49,7 @@ export interface StoredKeys {
 export interface HybridCacheOptions {
   /** Default: the environment, see `.env.example`. */
   readonly config?: Pick<Config, 'redisUrl' | 'postgres' | 'ttl'>;
+  /** Default: warnings and errors, to standard error. */
   readonly logger?: Logger;
   readonly metrics?: Metrics;
   /** Models that apply where a call names none. */
@@ -218,7 +219,11 @@ export async function closeCacheService(): Promise<void> {
   await closing?.close();
 }
 
-function openConnection({ config = toConfig(readEnv()), logger = createLogger(), metrics }: HybridCacheOptions) {
+function openConnection({
+  config = toConfig(readEnv()),
+  logger = createLogger('warn', process.stderr),
+  metrics,
+}: HybridCacheOptions) {
   return connectCache(config, logger, new Events(metrics ?? createMetrics(), logger));
 }
 

@@ -14,12 +14,12 @@ interface Row extends Unembedded {
 
 const PAGE = 1_000;
 
-// A page of images first, and then which of them lack something: every query is bounded by its work and not by what it
+// What the library recorded (no job) lies in a store of its user's own. A page of images first, and then which of them lack something: every query is bounded by its work and not by what it
 // finds, however large the table is and however few are missing.
 const NEXT = {
   name: 'unembedded',
   text: `with page as materialized (
-      select tenant_id, content_hash, created_at from crawl_content_cache
+      select tenant_id, content_hash, created_at, job_id from crawl_content_cache
       where (created_at, tenant_id, content_hash) > ($2::timestamptz, $3, $4)
       order by created_at, tenant_id, content_hash limit ${PAGE})
     select tenant_id as "tenantId", content_hash as "contentHash", created_at::text as "createdAt",
@@ -29,7 +29,8 @@ const NEXT = {
       and not exists (
         select from rejection_cache as refusal
         where refusal.tenant_id = page.tenant_id and refusal.subject_hash = page.content_hash
-          and refusal.expires_at > now()) as missing
+          and refusal.expires_at > now())
+      and job_id is not null as missing
     from page order by created_at, tenant_id, content_hash`,
 };
 

@@ -48,7 +48,7 @@ export class AddressPolicy {
     if (this.#allow.some((rule) => this.#isAllowed(rule, host, port, address))) return null;
     if (isPrivateName(host)) return 'the name is not public';
     if (address && !isPublicAddress(address)) return 'the address is not public';
-    return this.#ports.includes(port) ? null : `port ${port} is not open to all`;
+    return this.#ports.includes(port) ? null : `port ${port} is not open; FETCH_ALLOW may name it`;
   }
 
   #isAllowed(rule: AddressRule, host: string, port: number, address: Address | undefined): boolean {

@@ -1,11 +1,12 @@
 /** Brings a database up to date: our tables, and the queue's own where the queue is on PostgreSQL. */
 import { join } from 'node:path';
-import { runMigrations } from 'bullmq';
+import { assertSchemaCompatibility, runMigrations, SchemaMigrationRequiredError } from 'bullmq';
 import { readMigrationFiles } from 'drizzle-orm/migrator';
 import { drizzle } from 'drizzle-orm/node-postgres';
 import { migrate as applyMigrations } from 'drizzle-orm/node-postgres/migrator';
 import { Client } from 'pg';
 import type { PostgresConfig } from '../config.js';
+import { reasonOf } from '../errors.js';
 import { packageFolder } from '../package.js';
 
 /** Any number that every process of this service agrees on: "hcs" and a version. */
@@ -18,7 +19,7 @@ const UNDEFINED_TABLE = '42P01';
 export async function migrate(postgres: PostgresConfig, options: { queueOnPostgres: boolean }): Promise<void> {
   const client = new Client({ ...postgres, application_name: 'hybrid-cache-service migrate' });
   client.on('error', () => undefined); // the query under way rejects with the same error
-  await client.connect();
+  await reached(client, postgres);
   try {
     await client.query('select pg_advisory_lock($1)', [MIGRATION_LOCK]);
     await client.query('set client_min_messages = warning');
@@ -29,8 +30,8 @@ export async function migrate(postgres: PostgresConfig, options: { queueOnPostgr
   }
 }
 
-/** Whether every migration of ours is applied. Rejects where the database cannot be asked. */
-export async function isMigrated(postgres: PostgresConfig): Promise<boolean> {
+/** Whether every migration is applied, ours and the queue's. Rejects where the database cannot be asked. */
+export async function isMigrated(postgres: PostgresConfig, options: { queueOnPostgres: boolean }): Promise<boolean> {
   const client = new Client({ ...postgres, connectionTimeoutMillis: 3_000 });
   client.on('error', () => undefined);
   try {
@@ -38,8 +39,10 @@ export async function isMigrated(postgres: PostgresConfig): Promise<boolean> {
     const { rows } = await client.query<{ applied: number }>(
       'select count(*)::int as applied from drizzle.__drizzle_migrations',
     );
+    if (options.queueOnPostgres) await assertSchemaCompatibility(client);
     return (rows[0]?.applied ?? 0) >= readMigrationFiles({ migrationsFolder: migrationsFolder() }).length;
   } catch (error) {
+    if (error instanceof SchemaMigrationRequiredError) return false;
     if ((error as { code?: unknown }).code === UNDEFINED_TABLE) return false;
     throw error;
   } finally {
@@ -49,4 +52,13 @@ export async function isMigrated(postgres: PostgresConfig): Promise<boolean> {
 
 function migrationsFolder(): string {
   return join(packageFolder(), 'drizzle');
+}
+
+async function reached(client: Client, postgres: PostgresConfig): Promise<void> {
+  try {
+    await client.connect();
+  } catch (error) {
+    const how = 'connectionString' in postgres ? 'DATABASE_URL' : 'POSTGRES_HOST, POSTGRES_PORT and their like';
+    throw new Error(`PostgreSQL cannot be reached (see ${how}): ${reasonOf(error)}`, { cause: error });
+  }
 }

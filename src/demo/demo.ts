@@ -35,6 +35,7 @@ export async function demo(options: DemoOptions): Promise<void> {
   const ended = once(options.signal);
   const story = tell(options, closer, say);
   await Promise.race([story, ended]);
+  if (options.signal.aborted) say('\nstopping');
 }
 
 async function tell(options: DemoOptions, closer: Closer, say: (line: string) => void): Promise<void> {
@@ -42,7 +43,8 @@ async function tell(options: DemoOptions, closer: Closer, say: (line: string) =>
   const site = closer.add('site', await startDemoSite(), (one) => one[Symbol.asyncDispose]());
   const config = toConfig({ ...servers, FETCH_ALLOW: `127.0.0.1/32:${site.port}` });
   await migrate(config.postgres, { queueOnPostgres: config.queue.backend === 'postgres' });
-  const service = closer.add('service', await options.run(connectApp(config, closer)), (one) => one.stop());
+  const app = closer.add('app', connectApp(config, closer), (one) => one.close());
+  const service = closer.add('service', await options.run(app), (one) => one.stop());
   const client = new ApiClient(service.address);
   const passes: PassResult[] = [];
   for (const pass of [1, 2]) {

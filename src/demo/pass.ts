@@ -34,10 +34,11 @@ export async function runPass(client: ApiClient, options: PassOptions, progress:
   await client.embedded((left) => progress.at(stored.length - left));
   progress.end();
   const seconds = (performance.now() - started) / 1000;
-  const hitsAfter = await hits(client);
   const faces = await Promise.all(
     stored.map(({ tenantId, job }) => client.faces(tenantId, String(job.outcome?.contentHash))),
   );
+  // After everything that looks something up, so that the table says what `/metrics` says.
+  const hitsAfter = await hits(client);
   const skipped = (reason: string) =>
     answers.filter(({ job }) => job.outcome?.outcome === 'skipped' && job.outcome.reason === reason).length;
   return {

@@ -26,8 +26,8 @@ beforeEach(() => cache.connection.pool.query('truncate crawl_content_cache, face
 
 /** Records images, all in one transaction and so all at the same microsecond. */
 async function record(tenant: string, names: readonly string[]): Promise<void> {
-  const text = `insert into crawl_content_cache (tenant_id, content_hash, raw_key, stored_at)
-    select $1, hash, 'raw', now() from unnest($2::text[]) as hash`;
+  const text = `insert into crawl_content_cache (tenant_id, content_hash, raw_key, job_id, stored_at)
+    select $1, hash, 'raw', 'job', now() from unnest($2::text[]) as hash`;
   await cache.connection.pool.query(text, [tenant, names.map((name) => sha256(name))]);
 }
 
@@ -47,6 +47,12 @@ const image = (tenantId: string, name: string) => ({ tenantId, contentHash: sha2
 
 test('an empty table has none', async () => {
   expect(await pages()).toEqual([]);
+});
+
+test('an image that no job of ours stored is left out: its bytes are in a store of somebody else', async () => {
+  await record('a', ['ours']);
+  await cache.connection.pool.query('update crawl_content_cache set job_id = null');
+  expect(await found()).toEqual([]);
 });
 
 test('images of all tenants are given, oldest first', async () => {
