@@ -23,7 +23,23 @@ export function createPool(postgres: PostgresConfig, log: Logger, options: PoolO
     application_name: 'hybrid-cache-service',
     allowExitOnIdle: true,
   });
-  // An idle client that loses its server emits here; without a listener that would end the process.
-  pool.on('error', (error) => log.debug({ err: error }, 'idle database connection lost'));
+  hearLostConnections(pool, (error) => log.debug({ err: error }, 'database connection lost'));
   return pool;
+}
+
+interface LosingConnections {
+  on(event: 'error', listener: (error: Error) => void): unknown;
+  on(
+    event: 'connect',
+    listener: (client: { on(event: 'error', listener: (error: Error) => void): unknown }) => void,
+  ): unknown;
+}
+
+/**
+ * A connection that loses its server says so by an event, and an event nobody hears ends the process. The pool hears its
+ * idle connections alone: one that is taken out, and between two queries, has to be heard itself.
+ */
+export function hearLostConnections(pool: LosingConnections, heard: (error: Error) => void): void {
+  pool.on('error', heard);
+  pool.on('connect', (client) => client.on('error', heard));
 }

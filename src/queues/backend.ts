@@ -13,7 +13,9 @@ import {
   Worker,
   type WorkerOptions,
 } from 'bullmq';
+import type { Pool } from 'pg';
 import type { Config, PostgresConfig } from '../config.js';
+import { hearLostConnections } from '../db/client.js';
 import { RetryableError } from '../errors.js';
 import type { Events } from '../events.js';
 import { type QueueName, RETENTION } from './contract.js';
@@ -160,7 +162,8 @@ const NOT_READY_PAUSE_MS = 100;
  */
 const createPatientBackend: typeof createPostgresBackend = (...args) => {
   const backend = createPostgresBackend(...args);
-  const { connection } = backend as unknown as { connection: Readiness };
+  const { connection } = backend as unknown as { connection: Readiness & { pool: Pool } };
+  hearLostConnections(connection.pool, () => undefined); // whoever uses the connection is told by its query
   for (const part of [connection, backend as unknown as Readiness]) {
     const ready = part.waitUntilReady.bind(part);
     part.waitUntilReady = async () => {
