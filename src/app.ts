@@ -57,7 +57,7 @@ export function connect(config: Config, overrides: Overrides = {}): App {
   closer.add('cache', connection, () => connection.close());
   const models = overrides.engine?.models ?? BUILT_IN_MODELS;
   const cache = new HybridCacheService({ connection, models });
-  const { namespace, retryBaseMs } = { namespace: overrides.queueNamespace, retryBaseMs: overrides.retryBaseMs };
+  const { queueNamespace: namespace, retryBaseMs } = overrides;
   const backend = createQueueBackend(config, events, { namespace, retryBaseMs });
   const queues = closer.add('queues', new Queues(backend), (all) => all.close());
   return {

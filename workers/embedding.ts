@@ -1,7 +1,7 @@
 /** The embedding job: the faces of one stored image, found and embedded once per model. */
 import type { Claims } from '../src/cache/claims.js';
 import type { CrawlRecords } from '../src/cache/crawl-records.js';
-import type { Answer, HybridCache } from '../src/cache/hybrid.js';
+import { type Answer, type HybridCache, known } from '../src/cache/hybrid.js';
 import { entry } from '../src/cache/tier.js';
 import { RejectedError, RetryableError, TierUnavailableError } from '../src/errors.js';
 import type { Events } from '../src/events.js';
@@ -122,8 +122,7 @@ async function lookUp<Faces>(step: Step, kind: Kind<FacesKey, Faces>, model: str
   const answer: Answer<Faces> = await timed(step, 'lookup', () =>
     step.hybrid.read(tenantId, kind, { contentHash, model }),
   );
-  if (answer.state === 'unknown') throw new TierUnavailableError('postgres', 'the faces could not be looked up');
-  return answer.state === 'hit' ? answer.value : null;
+  return known(answer);
 }
 
 async function record<Faces>(step: Step, kind: Kind<FacesKey, Faces>, model: string, faces: Faces): Promise<void> {

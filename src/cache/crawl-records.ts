@@ -14,7 +14,7 @@ import {
 } from '../kinds/crawl.js';
 import { sha256 } from '../kinds/identity.js';
 import { perceptualHashes } from '../kinds/perceptual-hash.js';
-import type { Answer, HybridCache } from './hybrid.js';
+import { type Answer, type HybridCache, known } from './hybrid.js';
 import { type Entry, entry, lookup } from './tier.js';
 
 export interface UrlFacts {
@@ -122,10 +122,4 @@ function urlEntry(image: Omit<NewImage, 'phash'>, content: CrawlContent): Entry 
   const { rawKey, thumbnailKey, jobId, storedAt } = content;
   const record = { url, contentHash, rawKey, thumbnailKey, sourceUrl, jobId, fetchedAt: storedAt };
   return entry(crawlUrls, sha256(url), record);
-}
-
-/** The value, or `null` for a miss. @throws {TierUnavailableError} where nobody can say. */
-function known<Value>(answer: Answer<Value>): Value | null {
-  if (answer.state === 'unknown') throw new TierUnavailableError('postgres', 'the record could not be looked up');
-  return answer.state === 'hit' ? answer.value : null;
 }

@@ -153,8 +153,14 @@ function answerOf(found: Found | null): Answer {
   return found.state === 'value' ? hit(found.value, 'postgres') : { state: 'miss' };
 }
 
+/** The value, or `null` for a miss. @throws {TierUnavailableError} where nobody can say. */
+export function known<Value>(answer: Answer<Value>): Value | null {
+  if (answer.state === 'unknown') throw new TierUnavailableError('postgres', 'the entry could not be looked up');
+  return answer.state === 'hit' ? answer.value : null;
+}
+
 /** `null` where PostgreSQL is away; it is the source of truth, so an error of the statement itself is thrown. */
-async function unlessAway<T>(work: Promise<T>): Promise<T | null> {
+export async function unlessAway<T>(work: Promise<T>): Promise<T | null> {
   try {
     return await work;
   } catch (error) {

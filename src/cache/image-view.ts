@@ -1,13 +1,12 @@
 /** Everything that is known of one image, as a reader of the API sees it. */
 import type { Pool } from 'pg';
-import { TierUnavailableError } from '../errors.js';
 import type { CrawlContent } from '../kinds/crawl.js';
 import { crawlContents } from '../kinds/crawl.js';
 import { type FaceEmbedding, faceEmbeddings } from '../kinds/faces.js';
 import { perceptualHashes } from '../kinds/perceptual-hash.js';
 import type { CacheConnection } from './connect.js';
 import type { Guard } from './guard.js';
-import type { Answer } from './hybrid.js';
+import { type Answer, known } from './hybrid.js';
 import { type NearDuplicate, searchNearDuplicates } from './near-duplicates.js';
 import { lookup } from './tier.js';
 
@@ -46,25 +45,20 @@ export async function viewImage(
     lookup(perceptualHashes, contentHash),
     lookup(faceEmbeddings, { contentHash, model }),
   ]);
-  const image = valueOf(content as Answer<CrawlContent>);
+  const image = known(content as Answer<CrawlContent>);
   if (!image) return null;
-  const hash = valueOf(phash as Answer<string>);
+  const hash = known(phash as Answer<string>);
   const [urls, nearDuplicates] = await Promise.all([
     urlsOf(postgres, tenantId, contentHash),
     hash ? searchNearDuplicates(postgres, tenantId, hash, { except: contentHash }) : [],
   ]);
   const { rawKey, thumbnailKey, width, height, mimeType } = image;
   const facts = { rawKey, thumbnailKey, phash: hash, width, height, mimeType };
-  return { contentHash, ...facts, urls, model, faces: valueOf(faces as Answer<FaceEmbedding[]>), nearDuplicates };
+  return { contentHash, ...facts, urls, model, faces: known(faces as Answer<FaceEmbedding[]>), nearDuplicates };
 }
 
 async function urlsOf({ pool, guard }: { pool: Pool; guard: Guard }, tenantId: string, contentHash: string) {
   const values = [tenantId, contentHash];
   const { rows } = await guard.run('query', () => pool.query<{ url: string }>({ ...URLS, values }));
   return rows.map(({ url }) => url);
-}
-
-function valueOf<Value>(answer: Answer<Value>): Value | null {
-  if (answer.state === 'unknown') throw new TierUnavailableError('postgres', 'the image could not be looked up');
-  return answer.state === 'hit' ? answer.value : null;
 }

@@ -1,7 +1,7 @@
 /** The library: the Python service's method names, in camelCase, over the hybrid cache. */
 import { z } from 'zod';
 import { type Config, readEnv, toConfig } from '../config.js';
-import { ArgumentError, TierUnavailableError } from '../errors.js';
+import { ArgumentError } from '../errors.js';
 import { Events } from '../events.js';
 import {
   type FaceDetection,
@@ -21,6 +21,7 @@ import { createLogger, type Logger } from '../logger.js';
 import { createMetrics, type Metrics } from '../metrics.js';
 import { type CacheConnection, connectCache } from './connect.js';
 import { CrawlRecords } from './crawl-records.js';
+import { unlessAway } from './hybrid.js';
 import { type NearDuplicate, searchNearDuplicates } from './near-duplicates.js';
 import { entry } from './tier.js';
 
@@ -252,13 +253,4 @@ function checkText(argument: string, text: unknown, most = 2_048): string {
 
 function optionalText(argument: string, text: unknown): string | null {
   return text === undefined || text === null ? null : checkText(argument, text);
-}
-
-async function unlessAway<T>(work: Promise<T>): Promise<T | null> {
-  try {
-    return await work;
-  } catch (error) {
-    if (error instanceof TierUnavailableError) return null;
-    throw error;
-  }
 }
