@@ -53,9 +53,10 @@ program
 program
   .command('migrate')
   .description('bring the database up to date; safe to run at any time, also by several at once')
-  .action(async () => {
+  .option('--rename-python-tables', 'move what the Python service left under our names aside, to python_<name>')
+  .action(async ({ renamePythonTables = false }: { renamePythonTables?: boolean }) => {
     const config = await configured();
-    await migrate(config.postgres, { queueOnPostgres: config.queue.backend === 'postgres' });
+    await migrate(config.postgres, { queueOnPostgres: config.queue.backend === 'postgres', renamePythonTables });
     say('The database is up to date.');
   });
 

@@ -55,6 +55,19 @@ export class ConfigError extends Error {
   }
 }
 
+/** Names that our migrations need stand for what somebody else made. Raised before anything is changed. */
+export class ForeignTablesError extends Error {
+  override readonly name = 'ForeignTablesError';
+  constructor(
+    readonly schema: string,
+    /** Tables, views and functions, as PostgreSQL writes them. */
+    readonly names: readonly string[],
+    remedy: string,
+  ) {
+    super(`the schema ${schema} holds ${names.join(', ')}: ${remedy}. Nothing was changed.`);
+  }
+}
+
 /** The image or URL can never be processed: the job completes with `{ outcome: 'rejected', reason, detail }`. */
 export class RejectedError extends Error {
   override readonly name = 'RejectedError';

@@ -6,9 +6,9 @@ import type { EmbeddingStage, KindName, LookupResult, Metrics, RunResult, Stage 
 export type TierOperation = 'read' | 'write' | 'ping' | 'claim' | 'query';
 /**
  * `refused`: by our own breaker, while the tier is down. `unserved`: by the server, which answers but could not do it.
- * `wrong`: the operation was at fault, which is a bug of ours.
+ * `full`: not tried, to leave memory to others. `wrong`: the operation was at fault, which is a bug of ours.
  */
-export type TierErrorReason = 'timeout' | 'connection' | 'refused' | 'unserved' | 'corrupt' | 'wrong';
+export type TierErrorReason = 'timeout' | 'connection' | 'refused' | 'unserved' | 'full' | 'corrupt' | 'wrong';
 
 interface JobFields {
   readonly queue: string;
@@ -37,6 +37,30 @@ export class Events {
 
   backfilled(kind: KindName): void {
     this.metrics.cacheBackfills.inc({ kind });
+  }
+
+  /** Redis keeps nothing older than what PostgreSQL has of these entries. */
+  repaired(entries: number): void {
+    this.log.debug({ entries }, 'dropped outdated entries from Redis');
+  }
+
+  /** The cache leaves the rest of a Redis that evicts nothing to the queue. */
+  redisFull(entries: number): void {
+    this.metrics.tierErrors.inc({ tier: 'redis', operation: 'write', reason: 'full' }, entries);
+    if (this.#due('redis full')) {
+      this.log.warn(
+        'Redis is short of memory: the cache stopped writing to it. Raise maxmemory, or lower the lifetimes.',
+      );
+    }
+  }
+
+  /** Writes that were made while PostgreSQL was away. Of `entries`, those not `stored` were outdated by then. */
+  replayed(entries: number, stored: number): void {
+    this.log.info({ entries, stored }, 'replayed writes to PostgreSQL');
+  }
+
+  replayRefused(id: string, stream: string, error: unknown): void {
+    this.log.error({ id, stream, err: error }, 'a write could not be replayed; it is kept aside in Redis');
   }
 
   tierAnswered(tier: TierName, operation: TierOperation, seconds: number): void {

@@ -8,6 +8,7 @@ export const KIND_NAMES = [
   'face_embedding',
   'face_detection',
   'perceptual_hash',
+  'search_results',
   'crawl_url',
   'crawl_content',
   'rejection',

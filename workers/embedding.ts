@@ -127,9 +127,9 @@ async function lookUp<Faces>(step: Step, kind: Kind<FacesKey, Faces>, model: str
 
 async function record<Faces>(step: Step, kind: Kind<FacesKey, Faces>, model: string, faces: Faces): Promise<void> {
   const { tenantId, contentHash } = step.job;
-  const entries = [entry(kind, { contentHash, model }, faces)];
+  const entries = [entry(tenantId, kind, { contentHash, model }, faces)];
   // Never in Redis alone: this job's next run would take that for done, and PostgreSQL would never have it.
-  const written = await timed(step, 'record', () => step.hybrid.write(tenantId, entries, { hotWithoutDurable: false }));
+  const written = await timed(step, 'record', () => step.hybrid.write(entries, { hotWithoutDurable: false }));
   if (!written.durable) throw new TierUnavailableError('postgres', 'the faces could not be committed');
 }
 

@@ -6,21 +6,33 @@ import type { Events } from '../events.js';
 import { checkKinds } from '../kinds/index.js';
 import { Closer } from '../lifecycle.js';
 import type { Logger } from '../logger.js';
+import { Coherence } from './coherence.js';
 import { Guard } from './guard.js';
 import { HybridCache, type Tiers } from './hybrid.js';
+import { Invalidation } from './invalidation.js';
+import { Journal } from './journal.js';
+import { LookupCounts } from './lookup-counts.js';
 import { PostgresTier } from './postgres-tier.js';
 import { RedisTier } from './redis-tier.js';
 
 /** Longest wait for one operation, in milliseconds: a healthy Redis answers in under one, PostgreSQL in a few. */
 const REDIS_DEADLINE_MS = 250;
 const POSTGRES_DEADLINE_MS = 3_000;
+const DEFAULT_PREFIX = 'hc';
 
 export interface CacheConnection {
   readonly tiers: Tiers;
   readonly hybrid: HybridCache;
+  readonly invalidation: Invalidation;
+  /** Where writes wait for PostgreSQL; `null` without a queue on Redis. */
+  readonly journal: Journal | null;
+  readonly counts: LookupCounts;
   readonly pool: Pool;
   close(): Promise<void>;
 }
+
+/** What of the configuration a cache needs. Without `queue`, nothing is journaled. */
+export type CacheConfig = Pick<Config, 'redisUrl' | 'postgres' | 'ttl'> & Partial<Pick<Config, 'queue'>>;
 
 export interface CacheConnectOptions {
   /** First part of every Redis key. */
@@ -28,29 +40,48 @@ export interface CacheConnectOptions {
 }
 
 export function connectCache(
-  config: Pick<Config, 'redisUrl' | 'postgres' | 'ttl'>,
+  config: CacheConfig,
   log: Logger,
   events: Events,
-  options: CacheConnectOptions = {},
+  { prefix = DEFAULT_PREFIX }: CacheConnectOptions = {},
 ): CacheConnection {
   checkKinds();
   const closer = new Closer();
   // The server gives up before we do, and says why: a lock that is waited for is told from a server that is away.
   const timeoutMs = POSTGRES_DEADLINE_MS - 500;
   const pool = createPool(config.postgres, log, { timeoutMs });
-  const probes = createPool(config.postgres, log, { timeoutMs, max: 1 });
+  // For pings and for what coherence asks: a busy pool must hold up neither.
+  const probes = createPool(config.postgres, log, { timeoutMs, max: 2 });
   const postgres = closer.add('PostgreSQL', new PostgresTier(pool, probes), (tier) => tier.close());
   const postgresGuard = closer.add('guard', new Guard(postgres, POSTGRES_DEADLINE_MS, events), (guard) =>
     guard.close(),
   );
   let redis: Tiers['redis'] = null;
   if (config.redisUrl) {
-    const tier = new RedisTier({ url: config.redisUrl, ttl: config.ttl, prefix: options.prefix }, log);
+    const tier = new RedisTier({ url: config.redisUrl, ttl: config.ttl, prefix }, log);
     closer.add('Redis', tier, () => tier.close());
     const guard = closer.add('guard', new Guard(tier, REDIS_DEADLINE_MS, events), (one) => one.close());
     redis = { tier, guard };
   }
   const tiers: Tiers = { redis, postgres: { tier: postgres, guard: postgresGuard } };
-  const hybrid = closer.add('hybrid cache', new HybridCache(tiers, events), (cache) => cache.close());
-  return { tiers, hybrid, pool, close: () => closer.close() };
+  const longest = 2 * Math.max(...Object.values(config.ttl));
+  const coherence = closer.add(
+    'coherence',
+    new Coherence({ pool: probes, guard: postgresGuard }, redis, events, longest),
+    (one) => one.close(),
+  );
+  const counts = new LookupCounts();
+  let journal: Journal | null = null;
+  if (config.queue?.backend === 'redis') {
+    const options = { url: config.queue.url, prefix };
+    journal = new Journal(options, tiers.postgres, (entries) => hybrid.toRedis(entries), events, log);
+    closer.add('journal', journal, (one) => one.close());
+  }
+  const hybrid = closer.add('hybrid cache', new HybridCache(tiers, coherence, journal, counts, events), (cache) =>
+    cache.close(),
+  );
+  const invalidation = closer.add('invalidation', new Invalidation(tiers, pool, coherence, events), (one) =>
+    one.close(),
+  );
+  return { tiers, hybrid, invalidation, journal, counts, pool, close: () => closer.close() };
 }

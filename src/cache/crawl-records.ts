@@ -24,6 +24,16 @@ export interface UrlFacts {
   readonly rejection: Rejection | null;
 }
 
+/** What is known of an image before it is stored. */
+export interface ImageFacts {
+  readonly url: string;
+  readonly contentHash: string;
+  /** The newest version that the URL served. */
+  readonly record: CrawlUrl | null;
+  /** The image behind the content hash. */
+  readonly content: CrawlContent | null;
+}
+
 export interface NewImage {
   readonly url: string;
   readonly sourceUrl: string | null;
@@ -38,7 +48,10 @@ export class CrawlRecords {
 
   async urlFacts(tenantId: string, url: string): Promise<UrlFacts> {
     const key = sha256(url);
-    const [found, refused] = await this.hybrid.readMany(tenantId, [lookup(crawlUrls, key), lookup(rejections, key)]);
+    const [found, refused] = await this.hybrid.readMany([
+      lookup(tenantId, crawlUrls, key),
+      lookup(tenantId, rejections, key),
+    ]);
     const record = known(found as Answer<CrawlUrl>);
     const rejection = known(refused as Answer<Rejection>);
     const counts = rejection && rejection.expiresAt > Date.now() && rejection.rejectedAt > (record?.fetchedAt ?? 0);
@@ -50,20 +63,39 @@ export class CrawlRecords {
     return known(await this.hybrid.read(tenantId, crawlUrls, sha256(url)));
   }
 
-  /**
-   * What is known of a URL and of the bytes it served, in one round trip per tier. The content is not needed, and may
-   * be `null`, where the URL is known to have served it.
-   */
+  /** The newest version that the URL served, as far as anybody can say; `null` also where nobody can. */
+  async knownUrl(tenantId: string, url: string): Promise<CrawlUrl | null> {
+    const answer = await this.hybrid.read(tenantId, crawlUrls, sha256(url));
+    return answer.state === 'hit' ? answer.value : null;
+  }
+
+  /** `knownUrl` of many, in their order, in one round trip per tier. */
+  async knownUrls(tenantId: string, urls: readonly string[]): Promise<(CrawlUrl | null)[]> {
+    const answers = await this.hybrid.readMany(urls.map((url) => lookup(tenantId, crawlUrls, sha256(url))));
+    return answers.map((answer) => (answer.state === 'hit' ? (answer.value as CrawlUrl) : null));
+  }
+
+  /** What is known of URLs and of the bytes they served, as far as anybody can say, in one round trip per tier. */
   async imageFacts(
     tenantId: string,
-    url: string,
-    contentHash: string,
-  ): Promise<{ record: CrawlUrl | null; content: CrawlContent | null }> {
-    const lookups = [lookup(crawlUrls, sha256(url)), lookup(crawlContents, contentHash)];
-    const [found, content] = await this.hybrid.readMany(tenantId, lookups);
-    const record = known(found as Answer<CrawlUrl>);
-    if (record?.contentHash === contentHash && content?.state === 'unknown') return { record, content: null };
-    return { record, content: known(content as Answer<CrawlContent>) };
+    images: readonly { readonly url: string; readonly contentHash: string }[],
+  ): Promise<ImageFacts[]> {
+    const answers = await this.hybrid.readMany(
+      images.flatMap(({ url, contentHash }) => [
+        lookup(tenantId, crawlUrls, sha256(url)),
+        lookup(tenantId, crawlContents, contentHash),
+      ]),
+    );
+    const valueAt = (i: number) => {
+      const answer = answers[i];
+      return answer?.state === 'hit' ? answer.value : null;
+    };
+    return images.map(({ url, contentHash }, i) => ({
+      url,
+      contentHash,
+      record: valueAt(2 * i) as CrawlUrl | null,
+      content: valueAt(2 * i + 1) as CrawlContent | null,
+    }));
   }
 
   async content(tenantId: string, contentHash: string): Promise<CrawlContent | null> {
@@ -87,15 +119,27 @@ export class CrawlRecords {
    */
   async store(tenantId: string, image: NewImage): Promise<CrawlContent> {
     const { content, contentHash, phash } = image;
-    const entries = [entry(crawlContents, contentHash, content), urlEntry(image, content)];
-    if (phash !== null) entries.push(entry(perceptualHashes, contentHash, phash));
-    const standing = await this.#write(tenantId, entries);
+    const entries = [entry(tenantId, crawlContents, contentHash, content), urlEntry(tenantId, image, content)];
+    if (phash !== null) entries.push(entry(tenantId, perceptualHashes, contentHash, phash));
+    const standing = await this.#write(entries);
     return standing.find(({ kind }) => kind === crawlContents)?.value as CrawlContent;
   }
 
   /** Remembers that a URL serves a content that is already recorded. */
   async storeUrl(tenantId: string, image: Omit<NewImage, 'phash'>, jobId: string | null): Promise<void> {
-    await this.#write(tenantId, [urlEntry(image, { ...image.content, jobId, storedAt: Date.now() })]);
+    await this.#write([urlEntry(tenantId, image, { ...image.content, jobId, storedAt: Date.now() })]);
+  }
+
+  /** `storeUrl` for many URLs that no job brought. */
+  async rememberUrls(
+    tenantId: string,
+    images: readonly { url: string; contentHash: string; content: CrawlContent }[],
+  ): Promise<void> {
+    const now = { jobId: null, storedAt: Date.now() };
+    const entries = images.map((image) =>
+      urlEntry(tenantId, { ...image, sourceUrl: null }, { ...image.content, ...now }),
+    );
+    if (entries.length > 0) await this.#write(entries);
   }
 
   /** Remembers a refusal. `subject` is a canonical URL or a content hash. */
@@ -107,19 +151,19 @@ export class CrawlRecords {
     const now = Date.now();
     const rejection = { ...refusal, rejectedAt: now, expiresAt: now + REJECTION_LIFETIME[refusal.reason] };
     const key = 'url' in subject ? sha256(subject.url) : subject.contentHash;
-    await this.#write(tenantId, [entry(rejections, key, rejection)]);
+    await this.#write([entry(tenantId, rejections, key, rejection)]);
   }
 
-  async #write(tenantId: string, entries: readonly Entry[]): Promise<readonly Entry[]> {
-    const written = await this.hybrid.write(tenantId, entries, { hotWithoutDurable: false });
+  async #write(entries: readonly Entry[]): Promise<readonly Entry[]> {
+    const written = await this.hybrid.write(entries, { hotWithoutDurable: false });
     if (!written.durable) throw new TierUnavailableError('postgres', 'the record could not be committed');
     return written.entries;
   }
 }
 
-function urlEntry(image: Omit<NewImage, 'phash'>, content: CrawlContent): Entry {
+function urlEntry(tenantId: string, image: Omit<NewImage, 'phash'>, content: CrawlContent): Entry {
   const { url, sourceUrl, contentHash } = image;
   const { rawKey, thumbnailKey, jobId, storedAt } = content;
   const record = { url, contentHash, rawKey, thumbnailKey, sourceUrl, jobId, fetchedAt: storedAt };
-  return entry(crawlUrls, sha256(url), record);
+  return entry(tenantId, crawlUrls, sha256(url), record);
 }

@@ -38,6 +38,15 @@ class DeadlineError extends Error {
   }
 }
 
+/** An operation under way. */
+interface Running {
+  /** At first half of the deadline, when the server is asked whether it answers at all; then its end. */
+  due: number;
+  readonly deadlineMs: number;
+  readonly reject: (error: unknown) => void;
+  answered?: Promise<boolean>;
+}
+
 export class Guard {
   #downSince: number | null = null;
   #upSince = Number.NEGATIVE_INFINITY;
@@ -46,6 +55,9 @@ export class Guard {
   #probe: NodeJS.Timeout | undefined;
   #pinging: Promise<boolean> | undefined;
   #closed = false;
+  #watch: NodeJS.Timeout | undefined;
+  #watchedUntil = Number.POSITIVE_INFINITY;
+  readonly #running = new Set<Running>();
   readonly #listeners = new Set<(up: boolean) => void>();
 
   constructor(
@@ -76,14 +88,14 @@ export class Guard {
    *
    * @throws {TierUnavailableError} when the tier is away; any other error of the operation as it is.
    */
-  async run<T>(operation: TierOperation, work: () => Promise<T>): Promise<T> {
+  async run<T>(operation: TierOperation, work: () => Promise<T>, deadlineMs = this.deadlineMs): Promise<T> {
     if (!this.isUp) {
       this.events.tierFailed(this.tier.name, operation, 'refused');
       throw new TierUnavailableError(this.tier.name, this.#reason);
     }
     const started = performance.now();
     try {
-      const result = await this.#inTime(work());
+      const result = await this.#inTime(work(), started, deadlineMs);
       this.events.tierAnswered(this.tier.name, operation, (performance.now() - started) / 1000);
       return result;
     } catch (error) {
@@ -100,6 +112,7 @@ export class Guard {
   close(): void {
     this.#closed = true;
     clearTimeout(this.#probe);
+    clearTimeout(this.#watch);
     this.#listeners.clear();
   }
 
@@ -154,23 +167,44 @@ export class Guard {
   }
 
   /** The result of `work`, or a DeadlineError that says whether the server answers at all. */
-  async #inTime<T>(work: Promise<T>): Promise<T> {
-    const half = this.deadlineMs / 2;
-    let timer: NodeJS.Timeout | undefined;
-    const late = new Promise<never>((_, reject) => {
-      timer = setTimeout(() => {
-        const answers = this.#answersPing(half);
-        timer = setTimeout(async () => {
-          await socketsRead();
-          reject(new DeadlineError(this.deadlineMs, await answers));
-        }, half);
-      }, half);
+  #inTime<T>(work: Promise<T>, started: number, deadlineMs: number): Promise<T> {
+    return new Promise<T>((resolve, reject) => {
+      const running: Running = { due: started + deadlineMs / 2, deadlineMs, reject };
+      this.#running.add(running);
+      if (running.due < this.#watchedUntil) this.#watchUntil(running.due);
+      work.then(resolve, reject).finally(() => this.#running.delete(running));
     });
-    try {
-      return await Promise.race([work, late]);
-    } finally {
-      clearTimeout(timer);
+  }
+
+  /** One timer for all operations: most of them end long before it, and a timer for each would cost more than they do. */
+  #watchUntil(moment: number): void {
+    clearTimeout(this.#watch);
+    this.#watchedUntil = moment;
+    this.#watch = setTimeout(() => this.#look(), Math.max(1, moment - performance.now()));
+    this.#watch.unref();
+  }
+
+  #look(): void {
+    this.#watchedUntil = Number.POSITIVE_INFINITY;
+    const now = performance.now();
+    for (const one of this.#running) {
+      if (now < one.due) continue;
+      if (one.answered) {
+        this.#expire(one);
+      } else {
+        // Late ourselves, perhaps: the ping has its half of the time from now on.
+        one.answered = this.#answersPing(one.deadlineMs / 2);
+        one.due = now + one.deadlineMs / 2;
+      }
     }
+    const next = Math.min(...[...this.#running].map(({ due }) => due));
+    if (next < Number.POSITIVE_INFINITY && !this.#closed) this.#watchUntil(next);
+  }
+
+  async #expire(one: Running): Promise<void> {
+    this.#running.delete(one);
+    await socketsRead();
+    one.reject(new DeadlineError(one.deadlineMs, (await one.answered) ?? false));
   }
 
   /** One ping at a time, whoever asks. */

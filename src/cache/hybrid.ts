@@ -1,8 +1,9 @@
 /**
  * The one algorithm over both tiers.
  *
- *     read   Redis; what is missing there, PostgreSQL; what PostgreSQL had goes back to Redis in the background
- *     write  PostgreSQL, then Redis
+ *     read   Redis; what is missing or not to be believed there, PostgreSQL; what that had goes back to Redis in the
+ *            background
+ *     write  PostgreSQL, then Redis; where PostgreSQL is away, Redis and a journal, from which it is replayed
  *
  * A tier that is away is passed over (the guards decide that); what that means for the answer is decided here: without
  * PostgreSQL, "not in Redis" is `unknown` and not a miss.
@@ -10,21 +11,34 @@
 import { TierUnavailableError } from '../errors.js';
 import type { Events } from '../events.js';
 import type { Kind } from '../kinds/kind.js';
+import { Batcher } from './batcher.js';
+import type { Coherence } from './coherence.js';
 import type { Guard } from './guard.js';
+import type { Journal } from './journal.js';
+import type { LookupCounts } from './lookup-counts.js';
 import type { PostgresTier } from './postgres-tier.js';
 import type { RedisTier } from './redis-tier.js';
-import { ABSENT, type Entry, entry, type Found, type Lookup, lookup } from './tier.js';
+import {
+  ABSENT,
+  type Entry,
+  type Found,
+  type FoundValue,
+  type Lookup,
+  lookup,
+  type Stamp,
+  type Stored,
+} from './tier.js';
 
 export type Answer<Value = unknown> =
-  | { readonly state: 'hit'; readonly value: Value; readonly tier: 'redis' | 'postgres' }
+  | (Stamp & { readonly state: 'hit'; readonly value: Value; readonly tier: 'redis' | 'postgres' })
   | { readonly state: 'miss' }
   /** PostgreSQL could not be asked, so nobody can say. */
   | { readonly state: 'unknown' };
 
 export interface Written {
-  /** Whether PostgreSQL has committed it. */
+  /** Whether it will outlive any crash: PostgreSQL has committed it, or the journal has it. */
   readonly durable: boolean;
-  /** The entries as they stand now; see `Tier.write`. */
+  /** The entries as they stand now; see `PostgresTier.write`. */
   readonly entries: readonly Entry[];
 }
 
@@ -33,49 +47,94 @@ export interface Tiers {
   readonly postgres: { readonly tier: PostgresTier; readonly guard: Guard };
 }
 
+/** Look-ups that were sent off together. */
+interface Flight {
+  readonly lookups: Lookup[];
+  answers: Promise<Answer[]>;
+}
+
+const BATCH = { inFlight: 4, most: 1_000 };
+const WRITE_BATCH = { inFlight: 2, most: 256, mayBeOnes: (error: unknown) => !(error instanceof TierUnavailableError) };
+
+const MISS: Answer = { state: 'miss' };
+const UNKNOWN: Answer = { state: 'unknown' };
+
 export class HybridCache {
+  /** Of each entry that is being looked up: where its answer will be. Whoever asks meanwhile waits for the same. */
+  readonly #flights = new Map<string, { readonly flight: Flight; readonly index: number }>();
+  readonly #redisReads: Batcher<Lookup, Found>;
+  readonly #redisWrites: Batcher<Stored, boolean>;
+  /** One for each combination of kinds, so that a table that is locked holds up nobody who does not ask for it. */
+  readonly #postgresReads = new Map<string, Batcher<Lookup, Found>>();
+  readonly #postgresWrites = new Map<string, Batcher<Entry, Stored>>();
+  #hasBegun = false;
   /** Backfills under way, so that closing can wait for them. */
   readonly #background = new Set<Promise<void>>();
 
   constructor(
     private readonly tiers: Tiers,
+    private readonly coherence: Coherence,
+    private readonly journal: Journal | null,
+    private readonly counts: LookupCounts,
     private readonly events: Events,
-  ) {}
+  ) {
+    this.#redisReads = new Batcher((lookups) => this.#readRedis(lookups), BATCH);
+    this.#redisWrites = new Batcher((entries) => this.#writeRedis(entries), BATCH);
+  }
 
   async read<Key, Value>(tenantId: string, kind: Kind<Key, Value>, key: Key): Promise<Answer<Value>> {
-    const [answer] = await this.readMany(tenantId, [lookup(kind, key)]);
+    const [answer] = await this.readMany([lookup(tenantId, kind, key)]);
     return answer as Answer<Value>;
   }
 
   /** One round trip per tier, whatever the kinds. Never throws because a tier is away. */
-  async readMany(tenantId: string, lookups: readonly Lookup[]): Promise<Answer[]> {
+  async readMany(lookups: readonly Lookup[]): Promise<Answer[]> {
     if (lookups.length === 0) return [];
-    const hot = await this.#readRedis(tenantId, lookups);
-    const missing = lookups.flatMap((one, index) => (hot[index]?.state === 'value' ? [] : [{ one, index }]));
-    const permanent =
-      missing.length > 0
-        ? await this.#readPostgres(
-            tenantId,
-            missing.map(({ one }) => one),
-          )
-        : [];
-    const answers = hot.map(
-      (found): Answer => (found.state === 'value' ? hit(found.value, 'redis') : { state: 'miss' }),
-    );
-    missing.forEach(({ index }, i) => {
-      answers[index] = answerOf(permanent === null ? null : (permanent[i] ?? ABSENT));
+    const begun = this.#begin();
+    if (begun) await begun;
+    const own: Flight = { lookups: [], answers: undefined as never };
+    let shared = false;
+    const places = lookups.map((one) => {
+      const under = this.#flights.get(one.id);
+      if (under) {
+        shared ||= under.flight !== own;
+        return under;
+      }
+      const place = { flight: own, index: own.lookups.push(one) - 1 };
+      this.#flights.set(one.id, place);
+      return place;
     });
-    this.#count(lookups, answers);
-    this.#backfill(tenantId, lookups, hot, answers);
-    return answers;
+    if (own.lookups.length > 0) own.answers = this.#ask(own.lookups).finally(() => this.#land(own));
+    const mine = own.lookups.length > 0 ? await own.answers : [];
+    const answers =
+      shared || mine.length < places.length
+        ? await Promise.all(places.map(async ({ flight, index }) => (await flight.answers)[index] as Answer))
+        : mine;
+    return lookups.map((one, i) => this.#given(one, answers[i] as Answer));
   }
 
   /** PostgreSQL, then Redis. Never throws because a tier is away: `durable` says what happened. */
-  async write(tenantId: string, entries: readonly Entry[], options: { hotWithoutDurable: boolean }): Promise<Written> {
-    const { guard, tier } = this.tiers.postgres;
-    const standing = await unlessAway(guard.run('write', () => tier.write(tenantId, entries)));
-    if (standing || options.hotWithoutDurable) await this.#writeRedis(tenantId, standing ?? entries);
-    return { durable: standing !== null, entries: standing ?? entries };
+  async write(entries: readonly Entry[], options: { hotWithoutDurable: boolean }): Promise<Written> {
+    if (entries.length === 0) return { durable: true, entries };
+    const begun = this.#begin();
+    if (begun) await begun;
+    const standing = await unlessAway(this.#postgresWriter(entries).add(entries));
+    if (!standing) {
+      const durable = options.hotWithoutDurable && (await this.#writeWithoutPostgres(entries));
+      return { durable, entries };
+    }
+    await this.toRedis(standing);
+    return { durable: true, entries: standing };
+  }
+
+  /** Brings to Redis what PostgreSQL has committed, and says to `coherence` whether it arrived. */
+  async toRedis(standing: readonly Stored[]): Promise<void> {
+    // Whoever asks from now on must not be told what was asked for before.
+    for (const { id } of standing) this.#flights.delete(id);
+    if (!this.tiers.redis) return;
+    const [arrived] = await this.#redisWrites.add(standing);
+    if (arrived) this.coherence.confirmed(standing);
+    else this.coherence.unconfirmed(standing);
   }
 
   /** Waits for the backfills under way. */
@@ -83,74 +142,172 @@ export class HybridCache {
     await Promise.all(this.#background);
   }
 
-  async #readRedis(tenantId: string, lookups: readonly Lookup[]): Promise<Found[]> {
-    const redis = this.tiers.redis;
-    const found = redis && (await bestEffort(redis.guard.run('read', () => redis.tier.read(tenantId, lookups))));
-    return this.#reported('redis', tenantId, lookups, found ?? lookups.map(() => ABSENT));
+  /** What has to happen before the first answer, and is undefined from then on. */
+  #begin(): Promise<void> | undefined {
+    if (!this.#hasBegun) this.journal?.begin();
+    this.#hasBegun = true;
+    return this.coherence.begin();
   }
 
-  /** `null` where PostgreSQL could not be asked. */
-  async #readPostgres(tenantId: string, lookups: readonly Lookup[]): Promise<Found[] | null> {
-    const { guard, tier } = this.tiers.postgres;
-    const found = await unlessAway(guard.run('read', () => tier.read(tenantId, lookups)));
-    return found && this.#reported('postgres', tenantId, lookups, found);
-  }
-
-  #reported(tier: 'redis' | 'postgres', tenantId: string, lookups: readonly Lookup[], found: Found[]): Found[] {
-    found.forEach((one, i) => {
-      const asked = lookups[i];
-      if (one.state !== 'corrupt' || !asked) return;
-      this.events.corruptEntry(tier, asked.kind.name, [tenantId, ...asked.kind.key(asked.key)].join(':'), one.error);
+  async #ask(lookups: readonly Lookup[]): Promise<Answer[]> {
+    const hot = this.tiers.redis ? await this.#redisReads.add(lookups) : lookups.map(() => ABSENT);
+    const answers = hot.map((found) => (found.state === 'value' ? hit(found, 'redis') : MISS));
+    const missing = lookups.filter((_, i) => answers[i] === MISS);
+    if (missing.length === 0) return answers;
+    const permanent = await unlessAway(this.#postgresReader(missing).add(missing));
+    const found = new Map(missing.map((one, i) => [one.id, permanent?.[i] ?? ABSENT]));
+    this.#backfill(lookups, hot, permanent && found);
+    return answers.map((answer, i) => {
+      if (answer !== MISS) return answer;
+      const one = found.get(lookups[i]?.id ?? '');
+      if (one?.state === 'value') return hit(one, 'postgres');
+      return permanent ? MISS : UNKNOWN;
     });
+  }
+
+  #land(flight: Flight): void {
+    for (const { id } of flight.lookups) {
+      if (this.#flights.get(id)?.flight === flight) this.#flights.delete(id);
+    }
+  }
+
+  /** What Redis has and may be believed; nothing where it is away. Never rejects. */
+  async #readRedis(lookups: readonly Lookup[]): Promise<Found[]> {
+    const redis = this.tiers.redis;
+    const tenants = this.coherence.doubted(lookups);
+    const answer = redis && (await bestEffort(redis.guard.run('read', () => redis.tier.read(lookups, tenants))));
+    if (!answer) return lookups.map(() => ABSENT);
+    for (const [tenant, generation] of answer.generations) this.coherence.learn(tenant, generation);
+    this.#report('redis', lookups, answer.found);
+    return answer.found.map((found, i) =>
+      found.state === 'value' && !this.coherence.believes(lookups[i] as Lookup, found) ? ABSENT : found,
+    );
+  }
+
+  #postgresReader(lookups: readonly Lookup[]): Batcher<Lookup, Found> {
+    return batcherFor(this.#postgresReads, lookups, (batch) => this.#readPostgres(batch), BATCH);
+  }
+
+  async #readPostgres(lookups: readonly Lookup[]): Promise<Found[]> {
+    const { guard, tier } = this.tiers.postgres;
+    const found = await guard.run('read', () => tier.read(lookups));
+    this.#report('postgres', lookups, found);
     return found;
   }
 
-  async #writeRedis(tenantId: string, entries: readonly Entry[]): Promise<void> {
+  #postgresWriter(entries: readonly Entry[]): Batcher<Entry, Stored> {
+    const { guard, tier } = this.tiers.postgres;
+    return batcherFor(
+      this.#postgresWrites,
+      entries,
+      (batch) => guard.run('write', () => tier.write(batch)),
+      WRITE_BATCH,
+    );
+  }
+
+  /** Answers for each entry whether Redis has it now, or nothing that is older. Never rejects. */
+  async #writeRedis(entries: readonly Stored[]): Promise<boolean[]> {
     const redis = this.tiers.redis;
-    if (redis) await bestEffort(redis.guard.run('write', () => redis.tier.write(tenantId, entries)));
+    const refused = redis && (await bestEffort(redis.guard.run('write', () => redis.tier.write(entries))));
+    if (refused) this.events.redisFull(refused);
+    return entries.map(() => refused !== null);
+  }
+
+  /**
+   * Into Redis, under a version later than what is there, and into the journal: first into the journal, so that what
+   * Redis serves on as durable is. @returns whether the journal has it.
+   */
+  async #writeWithoutPostgres(entries: readonly Entry[]): Promise<boolean> {
+    const redis = this.tiers.redis;
+    if (!redis) return false;
+    const { guard, tier } = redis;
+    const versions = await bestEffort(guard.run('read', () => tier.nextVersions(entries)));
+    if (!versions) return false;
+    const stamped = entries.map((one, i) => ({
+      ...one,
+      generation: this.coherence.generationOf(one.tenantId),
+      version: versions[i] as number,
+      overwrote: false,
+    }));
+    const durable = (await this.journal?.keep(stamped)) ?? false;
+    for (const { id } of entries) this.#flights.delete(id);
+    await bestEffort(guard.run('write', () => tier.write(stamped, { unjournaled: !durable })));
+    return durable;
   }
 
   /** In the background: the caller has its answer already, and a failure costs the next reader a look at PostgreSQL. */
-  #backfill(tenantId: string, lookups: readonly Lookup[], hot: readonly Found[], answers: readonly Answer[]): void {
+  #backfill(lookups: readonly Lookup[], hot: readonly Found[], permanent: ReadonlyMap<string, Found> | null): void {
     const redis = this.tiers.redis;
-    if (!redis?.guard.isUp) return;
-    const corrupt = lookups.flatMap((one, i) => {
+    if (!redis?.guard.isUp || !permanent) return;
+    const fill = lookups.flatMap((one) => {
+      const found = permanent.get(one.id);
+      return found?.state === 'value' ? [asStored(one, found)] : [];
+    });
+    // What is damaged and newer than what PostgreSQL has, or not there at all, would stay until it expires.
+    const drop = lookups.flatMap((one, i) => {
       const seen = hot[i];
-      return seen?.state === 'corrupt' && seen.bytes ? [{ ...one, bytes: seen.bytes }] : [];
+      if (seen?.state !== 'corrupt') return [];
+      const known = permanent.get(one.id);
+      const refilled = known?.state === 'value' && known.version >= seen.version;
+      return refilled ? [] : [{ id: one.id, version: seen.version + 1 }];
     });
-    const found = lookups.flatMap(({ kind, key }, i) => {
-      const answer = answers[i];
-      return answer?.state === 'hit' && answer.tier === 'postgres' ? [entry(kind, key, answer.value)] : [];
+    if (fill.length > 0) this.#inBackground(this.#fill(fill));
+    if (drop.length > 0) this.#inBackground(bestEffort(redis.guard.run('write', () => redis.tier.drop(drop))));
+  }
+
+  async #fill(entries: readonly Stored[]): Promise<void> {
+    const arrived = await this.#redisWrites.add(entries);
+    entries.forEach(({ kind }, i) => {
+      if (arrived[i]) this.events.backfilled(kind.name);
     });
-    if (found.length === 0 && corrupt.length === 0) return;
-    const work = redis.guard.run('write', async () => {
-      if (corrupt.length > 0) await redis.tier.remove(tenantId, corrupt);
-      if (found.length > 0) await redis.tier.backfill(tenantId, found);
-      for (const { kind } of found) this.events.backfilled(kind.name);
-    });
-    const running = bestEffort(work)
-      .then(() => undefined)
-      .finally(() => this.#background.delete(running));
+  }
+
+  #inBackground(work: Promise<unknown>): void {
+    const running = work.then(() => undefined).finally(() => this.#background.delete(running));
     this.#background.add(running);
   }
 
-  #count(lookups: readonly Lookup[], answers: readonly Answer[]): void {
-    answers.forEach((answer, i) => {
-      const kind = lookups[i]?.kind.name;
-      if (!kind) return;
-      if (answer.state === 'hit') this.events.lookup(kind, `${answer.tier}_hit`);
-      else this.events.lookup(kind, answer.state === 'miss' ? 'miss' : 'error');
+  #report(tier: 'redis' | 'postgres', lookups: readonly Lookup[], found: readonly Found[]): void {
+    found.forEach((one, i) => {
+      const asked = lookups[i];
+      if (one.state === 'corrupt' && asked) this.events.corruptEntry(tier, asked.kind.name, asked.id, one.error);
     });
+  }
+
+  /** The answer as it is given, and counted: the tenant may have been invalidated since the tiers were asked. */
+  #given({ tenantId, kind }: Lookup, answer: Answer): Answer {
+    const alive = answer.state !== 'hit' || this.coherence.reaches(tenantId, answer.generation);
+    const given = alive ? answer : MISS;
+    const result =
+      given.state === 'hit' ? (`${given.tier}_hit` as const) : given.state === 'miss' ? ('miss' as const) : 'error';
+    this.events.lookup(kind.name, result);
+    this.counts.count(kind.name, result);
+    return given;
   }
 }
 
-function hit(value: unknown, tier: 'redis' | 'postgres'): Answer {
-  return { state: 'hit', value, tier };
+function batcherFor<Item extends Lookup, Result>(
+  batchers: Map<string, Batcher<Item, Result>>,
+  items: readonly Item[],
+  run: (items: readonly Item[]) => Promise<Result[]>,
+  options: typeof WRITE_BATCH | typeof BATCH,
+): Batcher<Item, Result> {
+  const [first] = items as [Item];
+  const kinds = items.length === 1 ? first.kind.name : [...new Set(items.map(({ kind }) => kind.name))].sort().join();
+  let batcher = batchers.get(kinds);
+  if (!batcher) {
+    batcher = new Batcher(run, options);
+    batchers.set(kinds, batcher);
+  }
+  return batcher;
 }
 
-function answerOf(found: Found | null): Answer {
-  if (found === null) return { state: 'unknown' };
-  return found.state === 'value' ? hit(found.value, 'postgres') : { state: 'miss' };
+function hit({ value, generation, version }: FoundValue, tier: 'redis' | 'postgres'): Answer {
+  return { state: 'hit', value, tier, generation, version };
+}
+
+function asStored(one: Lookup, { value, bytes, generation, version }: FoundValue): Stored {
+  return { ...one, value, bytes: bytes ?? one.kind.encode(value), generation, version, overwrote: false };
 }
 
 /** The value, or `null` for a miss. @throws {TierUnavailableError} where nobody can say. */

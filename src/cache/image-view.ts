@@ -29,7 +29,10 @@ export interface ImageView {
 
 const URLS = {
   name: 'image_urls',
-  text: `select url from crawl_cache where tenant_id = $1 and content_hash = $2 order by created_at, url limit 1000`,
+  text: `select url from crawl_cache
+    where tenant_id = $1 and generation = (select max(generation) from cache_generations where tenant_id in ($1, '*'))
+      and content_hash = $2
+    order by created_at, url limit 1000`,
 };
 
 /** `null` where the tenant has no such image. @throws {TierUnavailableError} */
@@ -40,10 +43,10 @@ export async function viewImage(
   model: string,
 ): Promise<ImageView | null> {
   const postgres = { pool: connection.pool, guard: connection.tiers.postgres.guard };
-  const [content, phash, faces] = await connection.hybrid.readMany(tenantId, [
-    lookup(crawlContents, contentHash),
-    lookup(perceptualHashes, contentHash),
-    lookup(faceEmbeddings, { contentHash, model }),
+  const [content, phash, faces] = await connection.hybrid.readMany([
+    lookup(tenantId, crawlContents, contentHash),
+    lookup(tenantId, perceptualHashes, contentHash),
+    lookup(tenantId, faceEmbeddings, { contentHash, model }),
   ]);
   const image = known(content as Answer<CrawlContent>);
   if (!image) return null;

@@ -29,7 +29,9 @@ const SEARCH = {
       select distinct found.content_hash, found.phash, bit_count((found.phash # $2::bigint)::bit(64))::int as distance
       from unnest($3::smallint[], $4::int[]) as probe(band, bits)
       join perceptual_hash_bands as found
-        on found.tenant_id = $1 and found.band = probe.band and found.bits = probe.bits
+        on found.tenant_id = $1 and found.generation = (
+          select max(generation) from cache_generations where tenant_id in ($1, '*'))
+        and found.band = probe.band and found.bits = probe.bits
     ) as candidates
     where distance <= $5 and content_hash is distinct from $6
     order by distance, content_hash limit ${MOST}`,

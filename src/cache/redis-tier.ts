@@ -1,14 +1,24 @@
-/** The hot tier: compact binary values under `<prefix>:<kind>:<format>:<tenant>:<key…>`, each with a lifetime. */
-import { type ChainableCommander, Redis } from 'ioredis';
+/** The hot tier: entries under `<prefix>:<kind>:<tenant>:<key…>`, each in its envelope and with a lifetime. */
 import type { Config } from '../config.js';
 import type { Logger } from '../logger.js';
-import { ABSENT, attempt, type Entry, type Found, isOurs, type Lookup, type Tier, type Verdict } from './tier.js';
+import { KIND_NAMES } from '../metrics.js';
+import { factsOf, type RedisFacts } from '../redis-info.js';
+import { head, open, seal, stampOf, TOMBSTONE, UNJOURNALED } from './envelope.js';
+import { MemoryBudget } from './memory-budget.js';
+import { isReply, RedisConnection, type RedisServer } from './redis-connection.js';
+import { DROP, FORGET, NEXT_VERSIONS, RAISE, WRITE } from './redis-scripts.js';
+import { ABSENT, type Entry, type Found, isOurs, type Lookup, type Stamp, type Tier, type Verdict } from './tier.js';
 
 /** Lifetimes vary by this share, so that entries written together do not all expire together. */
 const TTL_JITTER = 0.1;
+/** How long nothing older may take the place of an entry that was dropped: longer than any backfill is under way. */
+const TOMBSTONE_MS = 10_000;
+/** Tenants to remember as told, before starting over. */
+const MOST_TOLD = 100_000;
 
-const REMOVE_IF_SAME =
-  "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('unlink', KEYS[1]) end return 0";
+/** Where a generation's copy stands in the place of a kind. */
+const GENERATION = 'generation';
+const NAMES: ReadonlySet<string> = new Set([...KIND_NAMES, GENERATION]);
 
 export interface RedisTierOptions {
   readonly url: string;
@@ -17,56 +27,142 @@ export interface RedisTierOptions {
   readonly prefix?: string | undefined;
 }
 
+export interface RedisAnswer {
+  /** In the order of the look-ups. */
+  readonly found: Found[];
+  /** The generations that Redis knows, of the tenants that were asked about. */
+  readonly generations: ReadonlyMap<string, number>;
+}
+
+export interface Dropped {
+  readonly id: string;
+  /** What is older than this goes. */
+  readonly version: number;
+}
+
 export class RedisTier implements Tier {
   readonly name = 'redis';
-  readonly #redis: Redis;
+  readonly #connection: RedisConnection;
+  readonly #budget: MemoryBudget;
   readonly #ttl: Config['ttl'];
   readonly #prefix: string;
-  #connecting: Promise<void> | undefined;
-  /** Why there is no connection, where its end said so. */
-  #trouble: Error | undefined;
+  /** The run of the server that was last written to, and the tenants whose generation it was told, with what and when. */
+  #met: { server: RedisServer; told: Map<string, { generation: number; at: number }> } | undefined;
 
   constructor(options: RedisTierOptions, log: Logger) {
-    this.#redis = connect(options.url, log);
-    this.#redis.on('error', (error) => {
-      this.#trouble = error;
-    });
-    this.#redis.on('ready', () => {
-      this.#trouble = undefined;
-    });
+    this.#connection = new RedisConnection(options.url, log);
+    this.#budget = new MemoryBudget(() => this.facts());
     this.#ttl = options.ttl;
     this.#prefix = options.prefix ?? 'hc';
   }
 
-  async read(tenantId: string, lookups: readonly Lookup[]): Promise<Found[]> {
-    const keys = lookups.map((one) => this.keyOf(tenantId, one));
-    const values = await this.#connected((redis) => redis.mgetBuffer(...keys));
-    return values.map((bytes, i) => (bytes ? attempt(() => lookups[i]?.kind.decode(bytes), bytes) : ABSENT));
+  /** One round trip, whatever the kinds and tenants. */
+  async read(lookups: readonly Lookup[], tenants: readonly string[] = []): Promise<RedisAnswer> {
+    const keys = lookups.map((one) => this.keyOf(one.id));
+    for (const tenant of tenants) keys.push(this.#generationKey(tenant));
+    return this.#connection.use(async (redis, { run }) => {
+      const values = keys.length === 1 ? [await redis.getBuffer(keys[0] as string)] : await redis.mgetBuffer(...keys);
+      const found = lookups.map((one, i) => {
+        const bytes = values[i];
+        return bytes ? open(run, one, bytes) : ABSENT;
+      });
+      const generations = new Map<string, number>();
+      tenants.forEach((tenant, i) => {
+        const bytes = values[lookups.length + i];
+        const stamp = bytes && stampOf(run, bytes);
+        if (stamp) generations.set(tenant, stamp.generation);
+      });
+      return { found, generations };
+    });
   }
 
-  async write(tenantId: string, entries: readonly Entry[]): Promise<Entry[]> {
-    await this.#set(tenantId, entries, false);
-    return [...entries];
+  /**
+   * Writes entries, each unless a newer one is there. Where memory is short an entry is dropped instead, so that no
+   * older one stays in its place. @returns how many were dropped.
+   */
+  async write(entries: readonly (Entry & Stamp)[], options: { unjournaled?: boolean } = {}): Promise<number> {
+    return this.#connection.use(async (_redis, server) => {
+      await this.#tellGenerations(server, entries);
+      const flags = options.unjournaled ? UNJOURNALED : 0;
+      const fitting: string[] = [];
+      const args: (number | Buffer)[] = [];
+      let refused: (Entry & Stamp)[] = [];
+      for (const one of entries) {
+        const bytes = seal(server.run, one, flags);
+        if (this.#budget.take(bytes.length)) {
+          fitting.push(one.id);
+          args.push(this.#lifetime(one), bytes);
+        } else {
+          refused.push(one);
+        }
+      }
+      try {
+        await this.#run(WRITE, fitting, args);
+      } catch (error) {
+        if (!isOutOfMemory(error)) throw error;
+        this.#budget.exhaust();
+        refused = [...entries];
+      }
+      await this.drop(refused);
+      return refused.length;
+    });
   }
 
-  /** Fills what is missing: an entry that is there by now is as new as ours, or newer. */
-  async backfill(tenantId: string, entries: readonly Entry[]): Promise<void> {
-    await this.#set(tenantId, entries, true);
+  /** Removes what is older than the versions given, and keeps it from coming back. */
+  async drop(entries: readonly Dropped[]): Promise<void> {
+    if (entries.length === 0) return;
+    await this.#connection.use(async (_redis, { run }) => {
+      const heads = entries.map(({ version }) => head(run, { generation: 0, version }, TOMBSTONE, 0));
+      await this.#run(
+        DROP,
+        entries.map(({ id }) => id),
+        [TOMBSTONE_MS, ...heads],
+      );
+    });
   }
 
-  /** Removes entries; one that comes with `bytes` only if it has not been written anew since they were read. */
-  async remove(tenantId: string, entries: readonly (Lookup & { readonly bytes?: Buffer })[]): Promise<void> {
-    const pipeline = this.#redis.pipeline();
-    for (const one of entries) {
-      const key = this.keyOf(tenantId, one);
-      if (one.bytes) pipeline.eval(REMOVE_IF_SAME, 1, key, one.bytes);
-      else pipeline.unlink(key);
-    }
-    await this.#connected(() => executed(pipeline));
+  /** Versions that are later than what Redis has under these entries, for writes that PostgreSQL cannot order. */
+  async nextVersions(entries: readonly Lookup[]): Promise<number[]> {
+    return this.#connection.use(async (_redis, { run }) => {
+      const keys = entries.map(({ id }) => this.keyOf(id));
+      return (await this.#connection.run(NEXT_VERSIONS, keys, [run])) as number[];
+    });
+  }
+
+  /** Makes the generation known to processes that cannot ask PostgreSQL. */
+  async tellGeneration(tenantId: string, generation: number): Promise<void> {
+    await this.#connection.use((_redis, server) => this.#raise(server, new Map([[tenantId, generation]])));
+  }
+
+  /**
+   * A page of the names of entries, of one tenant or of all, generations included: never all keys at once, so that Redis
+   * serves others in between. The cursor of the first page and of the one behind the last is `0`.
+   */
+  async scan(tenantId: string, cursor: string): Promise<{ cursor: string; ids: string[] }> {
+    const pattern = `${this.#prefix}:*:${tenantId}*`;
+    const [next, keys] = await this.#connection.use((redis) => redis.scan(cursor, 'MATCH', pattern, 'COUNT', 500));
+    const ids = keys.map((key) => key.slice(this.#prefix.length + 1));
+    return { cursor: next, ids: ids.filter((id) => NAMES.has(id.split(':')[0] ?? '') && isOf(tenantId, id)) };
+  }
+
+  /** Removes those of the entries that are of another run of Redis, or of a generation before this one. */
+  async forget(ids: readonly string[], generation: number): Promise<void> {
+    await this.#connection.use(async (_redis, { run }) => {
+      await this.#run(FORGET, ids, [run, generation]);
+    });
+  }
+
+  async facts(): Promise<RedisFacts> {
+    return factsOf(await this.info());
+  }
+
+  /** The text of `INFO`. */
+  info(): Promise<string> {
+    return this.#connection.use((redis) => redis.info());
   }
 
   async ping(): Promise<void> {
-    await this.#connected((redis) => redis.ping());
+    await this.#connection.use((redis) => redis.ping());
   }
 
   /** An error that is no answer of the server is about the connection. */
@@ -77,78 +173,75 @@ export class RedisTier implements Tier {
   }
 
   async close(): Promise<void> {
-    this.#redis.disconnect();
+    this.#connection.close();
   }
 
-  keyOf(tenantId: string, { kind, key }: Lookup): string {
-    return [this.#prefix, kind.name, kind.format, tenantId, ...kind.key(key)].join(':');
+  keyOf(id: string): string {
+    return `${this.#prefix}:${id}`;
   }
 
-  async #set(tenantId: string, entries: readonly Entry[], onlyIfAbsent: boolean): Promise<void> {
-    const pipeline = this.#redis.pipeline();
-    for (const one of entries) {
-      const key = this.keyOf(tenantId, one);
-      const bytes = one.kind.encode(one.value);
-      const ttl = this.#jittered(this.#ttl[one.kind.ttl]);
-      if (onlyIfAbsent) pipeline.set(key, bytes, 'PX', ttl, 'NX');
-      else pipeline.set(key, bytes, 'PX', ttl);
-    }
-    await this.#connected(() => executed(pipeline));
+  #generationKey(tenantId: string): string {
+    return this.keyOf(`${GENERATION}:${tenantId}`);
   }
 
-  /** Milliseconds from a lifetime in seconds. */
-  #jittered(seconds: number): number {
-    return Math.round(seconds * 1000 * (1 + TTL_JITTER * (2 * Math.random() - 1)));
+  async #run(script: string, ids: readonly string[], args: readonly (number | Buffer)[]): Promise<void> {
+    if (ids.length === 0) return;
+    await this.#connection.run(
+      script,
+      ids.map((id) => this.keyOf(id)),
+      args,
+    );
   }
 
   /**
-   * Runs commands on the connection, which opens at the first use: constructing a cache does no I/O. Where there is none
-   * it throws why, since the driver's own words for that are about its options.
+   * Whoever finds an entry finds its tenant's generation too, in the same run of the server and for longer. So it is
+   * told once per tenant, and again before its lifetime ends.
    */
-  async #connected<T>(commands: (redis: Redis) => Promise<T>): Promise<T> {
-    if (this.#redis.status === 'wait') {
-      this.#connecting = this.#redis.connect().finally(() => {
-        this.#connecting = undefined;
-      });
+  async #tellGenerations(server: RedisServer, entries: readonly (Lookup & Stamp)[]): Promise<void> {
+    const { told } = this.#meet(server);
+    const due = new Map<string, number>();
+    for (const { tenantId, generation } of entries) {
+      const last = told.get(tenantId);
+      const known = last && last.generation >= generation && Date.now() - last.at < this.#longest() / 2;
+      if (!known && generation > (due.get(tenantId) ?? 0)) due.set(tenantId, generation);
     }
-    // Whoever comes while the first connection is being made waits for it; a later one is waited for by nobody.
-    await this.#connecting?.catch(() => undefined);
-    if (this.#redis.status !== 'ready') throw this.#lost();
-    try {
-      return await commands(this.#redis);
-    } catch (error) {
-      throw isReply(error) || isOurs(error) ? error : this.#lost();
-    }
+    if (due.size > 0) await this.#raise(server, due);
   }
 
-  #lost(): Error {
-    return this.#trouble ?? new Error('the connection was lost');
+  async #raise(server: RedisServer, generations: ReadonlyMap<string, number>): Promise<void> {
+    const heads = [...generations.values()].map((generation) =>
+      head(server.run, { generation, version: 0 }, TOMBSTONE, 0),
+    );
+    const keys = [...generations.keys()].map((tenantId) => this.#generationKey(tenantId));
+    await this.#connection.run(RAISE, keys, [this.#longest(), ...heads]);
+    const { told } = this.#meet(server);
+    if (told.size > MOST_TOLD) told.clear();
+    for (const [tenantId, generation] of generations) told.set(tenantId, { generation, at: Date.now() });
+  }
+
+  /** A server that was restarted knows nothing of what it was told, and says anew how much memory it has. */
+  #meet(server: RedisServer) {
+    if (this.#met?.server === server) return this.#met;
+    this.#budget.learn(server.facts);
+    this.#met = { server, told: new Map() };
+    return this.#met;
+  }
+
+  /** Milliseconds: twice as long as any entry lives. */
+  #longest(): number {
+    return Math.ceil(2 * Math.max(...Object.values(this.#ttl)) * 1000 * (1 + TTL_JITTER));
+  }
+
+  /** Milliseconds from a lifetime in seconds. */
+  #lifetime({ kind }: Lookup): number {
+    return Math.round(this.#ttl[kind.ttl] * 1000 * (1 + TTL_JITTER * (2 * Math.random() - 1)));
   }
 }
 
-function isReply(error: unknown): error is Error {
-  return error instanceof Error && error.name === 'ReplyError';
+function isOutOfMemory(error: unknown): boolean {
+  return isReply(error) && /^OOM\b|\bOOM command not allowed\b/.test(error.message);
 }
 
-/** Throws the first error among the answers, which a pipeline keeps to itself. */
-async function executed(pipeline: ChainableCommander): Promise<void> {
-  const answers = (await pipeline.exec()) ?? [];
-  const failed = answers.find(([error]) => error);
-  if (failed?.[0]) throw failed[0];
-}
-
-function connect(url: string, log: Logger): Redis {
-  const redis = new Redis(url, {
-    lazyConnect: true,
-    // A command either goes out now or fails now: the guard decides what that means.
-    enableOfflineQueue: false,
-    maxRetriesPerRequest: 0,
-    // A write that its caller has given up on must not land after a newer one.
-    autoResendUnfulfilledCommands: false,
-    connectTimeout: 2000,
-    retryStrategy: (times) => Math.min(50 * times, 1000),
-  });
-  // Without a listener a lost connection would end the process. The guard reports outages; this is for the curious.
-  redis.on('error', (error) => log.debug({ err: error }, 'cache connection error'));
-  return redis;
+function isOf(tenantId: string, id: string): boolean {
+  return tenantId === '*' || id.split(':')[1] === tenantId;
 }

@@ -1,32 +1,30 @@
 /** The library: the Python service's method names, in camelCase, over the hybrid cache. */
 import { z } from 'zod';
-import { type Config, readEnv, toConfig } from '../config.js';
+import { readEnv, toConfig } from '../config.js';
 import { ArgumentError } from '../errors.js';
 import { Events } from '../events.js';
 import {
   type FaceDetection,
   type FaceEmbedding,
-  type FacesKey,
   faceDetection,
   faceDetections,
   faceEmbedding,
   faceEmbeddings,
 } from '../kinds/faces.js';
-import { sha256 } from '../kinds/identity.js';
-import { checkContentHash, checkModel, checkTenantId, isSoundText, type Kind } from '../kinds/kind.js';
+import { checkTenantId, type Kind } from '../kinds/kind.js';
 import { BUILT_IN_MODELS, type FaceModels } from '../kinds/models.js';
 import { perceptualHashes } from '../kinds/perceptual-hash.js';
+import { type SearchResults, searches, searchResults } from '../kinds/search-results.js';
 import { canonicalUrl } from '../kinds/url.js';
 import { createLogger, type Logger } from '../logger.js';
 import { createMetrics, type Metrics } from '../metrics.js';
-import { type CacheConnection, connectCache } from './connect.js';
-import { CrawlRecords } from './crawl-records.js';
+import { type Content, checkBatch, checkList, checkText, facesKey, hashOf, optionalText } from './arguments.js';
+import { type CacheConfig, type CacheConnection, connectCache } from './connect.js';
+import { CrawlRecords, type ImageFacts } from './crawl-records.js';
 import { unlessAway } from './hybrid.js';
 import { type NearDuplicate, searchNearDuplicates } from './near-duplicates.js';
-import { entry } from './tier.js';
-
-/** An image's bytes, or its SHA-256 as 64 lower-case hex characters. */
-export type Content = Uint8Array | string;
+import { type CacheStatistics, readStatistics } from './statistics.js';
+import { entry, lookup } from './tier.js';
 
 export interface ModelOption {
   /** Identity of the model that made the values; the default is the configured engine's. */
@@ -49,7 +47,7 @@ export interface StoredKeys {
 
 export interface HybridCacheOptions {
   /** Default: the environment, see `.env.example`. */
-  readonly config?: Pick<Config, 'redisUrl' | 'postgres' | 'ttl'>;
+  readonly config?: CacheConfig;
   /** Default: warnings and errors, to standard error. */
   readonly logger?: Logger;
   readonly metrics?: Metrics;
@@ -80,14 +78,17 @@ export class HybridCacheService {
     this.#models = options.models ?? BUILT_IN_MODELS;
   }
 
-  /** @returns whether PostgreSQL holds the embeddings now. `[]` is a value: "no faces". */
+  /**
+   * @returns whether the embeddings are durable: in PostgreSQL, or, while that is away, in Redis and on record for
+   * PostgreSQL. `[]` is a value: "no faces".
+   */
   async cacheFaceEmbeddings(
     content: Content,
     tenantId: string,
     embeddings: FaceEmbedding[],
     { model = this.#models.embedding }: ModelOption = {},
   ): Promise<boolean> {
-    const faces = checkFaces('embeddings', z.array(faceEmbedding), embeddings);
+    const faces = checkList('embeddings', z.array(faceEmbedding), embeddings);
     return this.#put(tenantId, faceEmbeddings, facesKey(content, model), faces);
   }
 
@@ -100,6 +101,16 @@ export class HybridCacheService {
     return this.#get(tenantId, faceEmbeddings, facesKey(content, model));
   }
 
+  /** `getCachedFaceEmbeddings` of many images, in their order, in one round trip per tier. */
+  async getCachedFaceEmbeddingsBatch(
+    contents: readonly Content[],
+    tenantId: string,
+    { model = this.#models.embedding }: ModelOption = {},
+  ): Promise<(FaceEmbedding[] | null)[]> {
+    const keys = checkBatch('contents', contents).map((content) => facesKey(content, model));
+    return this.#getBatch(tenantId, faceEmbeddings, keys);
+  }
+
   /** Like `cacheFaceEmbeddings`, for what a detector found. */
   async cacheFaceDetection(
     content: Content,
@@ -107,7 +118,7 @@ export class HybridCacheService {
     detections: FaceDetection[],
     { model = this.#models.detection }: ModelOption = {},
   ): Promise<boolean> {
-    const faces = checkFaces('detections', z.array(faceDetection), detections);
+    const faces = checkList('detections', z.array(faceDetection), detections);
     return this.#put(tenantId, faceDetections, facesKey(content, model), faces);
   }
 
@@ -119,6 +130,15 @@ export class HybridCacheService {
     return this.#get(tenantId, faceDetections, facesKey(content, model));
   }
 
+  async getCachedFaceDetectionBatch(
+    contents: readonly Content[],
+    tenantId: string,
+    { model = this.#models.detection }: ModelOption = {},
+  ): Promise<(FaceDetection[] | null)[]> {
+    const keys = checkBatch('contents', contents).map((content) => facesKey(content, model));
+    return this.#getBatch(tenantId, faceDetections, keys);
+  }
+
   /** @param phash text of 1 to 128 characters; 16 lower-case hex characters can also be found by likeness. */
   async cachePerceptualHash(content: Content, tenantId: string, phash: string): Promise<boolean> {
     return this.#put(tenantId, perceptualHashes, hashOf(content), checkText('phash', phash, 128));
@@ -128,12 +148,42 @@ export class HybridCacheService {
     return this.#get(tenantId, perceptualHashes, hashOf(content));
   }
 
+  async getCachedPerceptualHashBatch(contents: readonly Content[], tenantId: string): Promise<(string | null)[]> {
+    return this.#getBatch(tenantId, perceptualHashes, checkBatch('contents', contents).map(hashOf));
+  }
+
+  /**
+   * @param topK how many matches were asked for: another number is another question
+   * @param results whatever JSON carries, usually one record per match
+   */
+  async cacheSearchResults(content: Content, tenantId: string, topK: number, results: SearchResults): Promise<boolean> {
+    const checked = checkList('results', searchResults, results);
+    return this.#put(tenantId, searches, { contentHash: hashOf(content), topK }, checked);
+  }
+
+  async getCachedSearchResults(content: Content, tenantId: string, topK: number): Promise<SearchResults | null> {
+    return this.#get(tenantId, searches, { contentHash: hashOf(content), topK });
+  }
+
+  async getCachedSearchResultsBatch(
+    contents: readonly Content[],
+    tenantId: string,
+    topK: number,
+  ): Promise<(SearchResults | null)[]> {
+    const keys = checkBatch('contents', contents).map((content) => ({ contentHash: hashOf(content), topK }));
+    return this.#getBatch(tenantId, searches, keys);
+  }
+
   /** Whether the URL is known, before any download. `reason` is then `'url'`. */
   async shouldSkipUrl(url: string, tenantId: string): Promise<SkipAnswer> {
+    const record = await this.#records.knownUrl(checkTenantId(tenantId), canonicalUrl(url));
+    return record ? skipped('url', record.rawKey) : NOT_SKIPPED;
+  }
+
+  async shouldSkipUrlBatch(urls: readonly string[], tenantId: string): Promise<SkipAnswer[]> {
     const tenant = checkTenantId(tenantId);
-    const canonical = canonicalUrl(url);
-    const record = await unlessAway(this.#records.url(tenant, canonical));
-    return record ? { shouldSkip: true, rawKey: record.rawKey, reason: 'url' } : NOT_SKIPPED;
+    const records = await this.#records.knownUrls(tenant, checkBatch('urls', urls).map(canonicalUrl));
+    return records.map((record) => (record ? skipped('url', record.rawKey) : NOT_SKIPPED));
   }
 
   /**
@@ -141,17 +191,22 @@ export class HybridCacheService {
    * latter case the URL is remembered. Changed bytes under a known URL are not a duplicate.
    */
   async shouldSkipCrawledImage(url: string, imageBytes: Content, tenantId: string): Promise<SkipAnswer> {
+    const [answer] = await this.shouldSkipCrawledImageBatch([{ url, imageBytes }], tenantId);
+    return answer as SkipAnswer;
+  }
+
+  async shouldSkipCrawledImageBatch(
+    images: readonly { readonly url: string; readonly imageBytes: Content }[],
+    tenantId: string,
+  ): Promise<SkipAnswer[]> {
     const tenant = checkTenantId(tenantId);
-    const canonical = canonicalUrl(url);
-    const contentHash = hashOf(imageBytes);
-    const known = await unlessAway(this.#records.imageFacts(tenant, canonical, contentHash));
-    if (known?.record?.contentHash === contentHash) {
-      return { shouldSkip: true, rawKey: known.record.rawKey, reason: 'url' };
-    }
-    if (!known?.content) return NOT_SKIPPED;
-    const image = { url: canonical, sourceUrl: null, contentHash, content: known.content };
-    await unlessAway(this.#records.storeUrl(tenant, image, null));
-    return { shouldSkip: true, rawKey: known.content.rawKey, reason: 'content' };
+    const asked = checkBatch('images', images).map(({ url, imageBytes }) => ({
+      url: canonicalUrl(url),
+      contentHash: hashOf(imageBytes),
+    }));
+    const facts = await this.#records.imageFacts(tenant, asked);
+    await unlessAway(this.#records.rememberUrls(tenant, facts.filter(isKnownByContent)));
+    return facts.map(skipAnswer);
   }
 
   /** Records an image whose objects are stored already. @returns whether PostgreSQL has committed the record. */
@@ -188,19 +243,60 @@ export class HybridCacheService {
     return (await unlessAway(searchNearDuplicates(search, checkTenantId(tenantId), phash, options))) ?? [];
   }
 
+  /**
+   * Forgets everything of the tenant, crawl records included: its images are unknown until crawled again. This process
+   * serves none of it from here on, every other one stops within a second. Objects stay.
+   *
+   * @returns how many rows of PostgreSQL became unreachable
+   * @throws {TierUnavailableError} while PostgreSQL is away, having done nothing
+   */
+  async invalidateTenantCache(tenantId: string): Promise<number> {
+    return this.#connection.invalidation.invalidate(checkTenantId(tenantId));
+  }
+
+  /**
+   * Deletes the cached facts of all tenants, from both tiers: no queue, no object.
+   *
+   * @returns whether both tiers are empty of what was there; `false` where one of them is away
+   */
+  async clearAllCache(options: { confirm: true }): Promise<boolean> {
+    if (options?.confirm !== true) throw new ArgumentError('confirm', 'expected true: every tenant is affected');
+    return (await unlessAway(this.#connection.invalidation.clear())) ?? false;
+  }
+
+  /** What both tiers hold, and what this service's look-ups found since it began or was reset. Always resolves. */
+  async getCacheStats(): Promise<CacheStatistics> {
+    return readStatistics(this.#connection);
+  }
+
+  /** Begins the service's own counts anew. Counters of `/metrics` only rise. */
+  resetCacheStats(): void {
+    this.#connection.counts.reset();
+  }
+
   /** Waits for backfills under way and closes both tiers. */
   async close(): Promise<void> {
     if (this.#ownsConnection) await this.#connection.close();
   }
 
   async #get<Key, Value>(tenantId: string, kind: Kind<Key, Value>, key: Key): Promise<Value | null> {
-    const answer = await this.#connection.hybrid.read(checkTenantId(tenantId), kind, key);
+    const answer = await this.#connection.hybrid.read(tenantId, kind, key);
     return answer.state === 'hit' ? answer.value : null;
   }
 
+  async #getBatch<Key, Value>(
+    tenantId: string,
+    kind: Kind<Key, Value>,
+    keys: readonly Key[],
+  ): Promise<(Value | null)[]> {
+    const tenant = checkTenantId(tenantId);
+    const answers = await this.#connection.hybrid.readMany(keys.map((key) => lookup(tenant, kind, key)));
+    return answers.map((answer) => (answer.state === 'hit' ? (answer.value as Value) : null));
+  }
+
   async #put<Key, Value>(tenantId: string, kind: Kind<Key, Value>, key: Key, value: Value): Promise<boolean> {
-    const entries = [entry(kind, key, value)];
-    const written = await this.#connection.hybrid.write(checkTenantId(tenantId), entries, { hotWithoutDurable: true });
+    const entries = [entry(tenantId, kind, key, value)];
+    const written = await this.#connection.hybrid.write(entries, { hotWithoutDurable: true });
     return written.durable;
   }
 }
@@ -211,6 +307,11 @@ let shared: HybridCacheService | undefined;
 export function getHybridCacheService(): HybridCacheService {
   shared ??= new HybridCacheService();
   return shared;
+}
+
+/** Begins the counts of the process's own service anew. */
+export function resetCacheStats(): void {
+  shared?.resetCacheStats();
 }
 
 /** Closes what `getHybridCacheService` made; the next call makes a new one. */
@@ -228,29 +329,15 @@ function openConnection({
   return connectCache(config, logger, new Events(metrics ?? createMetrics(), logger));
 }
 
-function hashOf(content: Content): string {
-  return content instanceof Uint8Array ? sha256(content) : checkContentHash(content);
+function skipped(reason: 'url' | 'content', rawKey: string): SkipAnswer {
+  return { shouldSkip: true, rawKey, reason };
 }
 
-function facesKey(content: Content, model: string): FacesKey {
-  return { contentHash: hashOf(content), model: checkModel(model) };
+function isKnownByContent(facts: ImageFacts): facts is ImageFacts & { content: NonNullable<ImageFacts['content']> } {
+  return facts.record?.contentHash !== facts.contentHash && facts.content !== null;
 }
 
-function checkFaces<T>(argument: string, schema: z.ZodType<T>, faces: unknown): T {
-  const checked = schema.safeParse(faces);
-  if (checked.success) return checked.data;
-  const [issue] = checked.error.issues;
-  const path = (issue?.path ?? [])
-    .map((part) => (typeof part === 'number' ? `[${part}]` : `.${String(part)}`))
-    .join('');
-  throw new ArgumentError(`${argument}${path}`, issue?.message ?? 'not valid');
-}
-
-function checkText(argument: string, text: unknown, most = 2_048): string {
-  if (typeof text === 'string' && isSoundText(text) && text.length >= 1 && text.length <= most) return text;
-  throw new ArgumentError(argument, `expected text of 1 to ${most} characters`);
-}
-
-function optionalText(argument: string, text: unknown): string | null {
-  return text === undefined || text === null ? null : checkText(argument, text);
+function skipAnswer(facts: ImageFacts): SkipAnswer {
+  if (isKnownByContent(facts)) return skipped('content', facts.content.rawKey);
+  return facts.record?.contentHash === facts.contentHash ? skipped('url', facts.record.rawKey) : NOT_SKIPPED;
 }

@@ -1,14 +1,33 @@
-/** A tier: a place that keeps entries. Redis and PostgreSQL fulfil this contract and pass one suite of tests. */
+/** A tier: a place that keeps entries. What both tiers speak of, and what they promise, stands here. */
 import { ArgumentError, type TierName } from '../errors.js';
-import type { AnyKind, Kind } from '../kinds/kind.js';
+import { type AnyKind, checkTenantId, type KeyPart, type Kind } from '../kinds/kind.js';
 
+/** Names an entry: the tenant is part of it, so that no operation can leave it out. */
 export interface Lookup {
+  readonly tenantId: string;
   readonly kind: AnyKind;
-  readonly key: unknown;
+  readonly parts: readonly KeyPart[];
+  /** Kind, tenant and parts in one: the entry's Redis key without the prefix. */
+  readonly id: string;
 }
 
 export interface Entry extends Lookup {
   readonly value: unknown;
+  /** The value encoded. */
+  readonly bytes: Buffer;
+}
+
+/** Where an entry stands in time. */
+export interface Stamp {
+  /** The tenant's generation under which it was written. An invalidation begins a new one. */
+  readonly generation: number;
+  /** Orders the values of a key in both tiers: microseconds since the epoch, always more than the one before. */
+  readonly version: number;
+}
+
+export interface Stored extends Entry, Stamp {
+  /** Whether an older value may still be in Redis. */
+  readonly overwrote: boolean;
 }
 
 /**
@@ -17,28 +36,26 @@ export interface Entry extends Lookup {
  */
 export type Verdict = 'away' | 'unserved' | 'wrong';
 
+export interface FoundValue extends Stamp {
+  readonly state: 'value';
+  readonly value: unknown;
+  /** Written to Redis alone, while PostgreSQL was away and nothing could promise that it would get there. */
+  readonly unjournaled?: boolean;
+  /** The value encoded, where the tier has it like that. */
+  readonly bytes?: Buffer | undefined;
+}
+
 /** Three answers: a value (`[]` and `''` are values), nothing, or bytes that cannot be read. */
 export type Found =
-  | { readonly state: 'value'; readonly value: unknown }
+  | FoundValue
   | { readonly state: 'absent' }
-  | {
-      readonly state: 'corrupt';
-      readonly error: unknown;
-      /** What was found, where the tier can remove an entry only if it still is that. */
-      readonly bytes?: Buffer | undefined;
-    };
+  | { readonly state: 'corrupt'; readonly error: unknown; readonly version: number };
 
 export const ABSENT: Found = { state: 'absent' };
 
+/** What the guard needs of a tier. */
 export interface Tier {
   readonly name: TierName;
-  /** One round trip for all look-ups, whatever their kinds; answers in the order of the look-ups. */
-  read(tenantId: string, lookups: readonly Lookup[]): Promise<Found[]>;
-  /**
-   * One round trip, all or nothing where the tier can. Resolves with the entries as they stand afterwards: for a kind
-   * that keeps the first value, that may be an older one; for a kind with versions, a newer one.
-   */
-  write(tenantId: string, entries: readonly Entry[]): Promise<Entry[]>;
   /** Resolves when the tier answers. */
   ping(): Promise<void>;
   /** What an error of an operation says about the tier. */
@@ -46,21 +63,15 @@ export interface Tier {
   close(): Promise<void>;
 }
 
-/** Keeps the types of a look-up together where it is made. */
-export function lookup<Key, Value>(kind: Kind<Key, Value>, key: Key): Lookup {
-  return { kind, key };
+/** @throws {ArgumentError} */
+export function lookup<Key, Value>(tenantId: string, kind: Kind<Key, Value>, key: Key): Lookup {
+  const parts = kind.key(key);
+  return { tenantId: checkTenantId(tenantId), kind, parts, id: `${kind.name}:${tenantId}:${parts.join(':')}` };
 }
 
-export function entry<Key, Value>(kind: Kind<Key, Value>, key: Key, value: Value): Entry {
-  return { kind, key, value };
-}
-
-export function attempt(decode: () => unknown, bytes?: Buffer): Found {
-  try {
-    return { state: 'value', value: decode() };
-  } catch (error) {
-    return { state: 'corrupt', error, bytes };
-  }
+/** @throws {ArgumentError} */
+export function entry<Key, Value>(tenantId: string, kind: Kind<Key, Value>, key: Key, value: Value): Entry {
+  return { ...lookup(tenantId, kind, key), value, bytes: kind.encode(value) };
 }
 
 /** An error of our own code or of the caller's arguments, which says nothing about the tier. */

@@ -19,17 +19,20 @@ const PAGE = 1_000;
 const NEXT = {
   name: 'unembedded',
   text: `with page as materialized (
-      select tenant_id, content_hash, created_at, job_id from crawl_content_cache
+      select tenant_id, generation, content_hash, created_at, job_id from crawl_content_cache
       where (created_at, tenant_id, content_hash) > ($2::timestamptz, $3, $4)
       order by created_at, tenant_id, content_hash limit ${PAGE})
     select tenant_id as "tenantId", content_hash as "contentHash", created_at::text as "createdAt",
       not exists (
         select from face_embeddings_cache as face
-        where face.tenant_id = page.tenant_id and face.content_hash = page.content_hash and face.model = $1)
+        where face.tenant_id = page.tenant_id and face.generation = page.generation
+          and face.content_hash = page.content_hash and face.model = $1)
       and not exists (
         select from rejection_cache as refusal
-        where refusal.tenant_id = page.tenant_id and refusal.subject_hash = page.content_hash
+        where refusal.tenant_id = page.tenant_id and refusal.generation = page.generation
+          and refusal.subject_hash = page.content_hash
           and refusal.expires_at > now())
+      and generation >= (select max(g.generation) from cache_generations as g where g.tenant_id in (page.tenant_id, '*'))
       and job_id is not null as missing
     from page order by created_at, tenant_id, content_hash`,
 };

@@ -8,6 +8,7 @@ import { Client } from 'pg';
 import type { PostgresConfig } from '../config.js';
 import { reasonOf } from '../errors.js';
 import { packageFolder } from '../package.js';
+import { makeWay } from './python-tables.js';
 
 /** Any number that every process of this service agrees on: "hcs" and a version. */
 const MIGRATION_LOCK = 0x686373_01;
@@ -15,15 +16,26 @@ const MIGRATION_LOCK = 0x686373_01;
 /** SQLSTATE: the table that lists the applied migrations is not there. */
 const UNDEFINED_TABLE = '42P01';
 
-/** Safe when several processes start at once: one migrates, the others wait for it and find nothing to do. */
-export async function migrate(postgres: PostgresConfig, options: { queueOnPostgres: boolean }): Promise<void> {
+interface MigrateOptions {
+  readonly queueOnPostgres: boolean;
+  /** Renames what the Python service left under our names to `python_<name>`; without it, `migrate` refuses. */
+  readonly renamePythonTables?: boolean;
+}
+
+/**
+ * Safe when several processes start at once: one migrates, the others wait for it and find nothing to do.
+ * Throws `ForeignTablesError`, with nothing changed, where our names stand for what somebody else made.
+ */
+export async function migrate(postgres: PostgresConfig, options: MigrateOptions): Promise<void> {
   const client = new Client({ ...postgres, application_name: 'hybrid-cache-service migrate' });
   client.on('error', () => undefined); // the query under way rejects with the same error
   await reached(client, postgres);
   try {
     await client.query('select pg_advisory_lock($1)', [MIGRATION_LOCK]);
     await client.query('set client_min_messages = warning');
-    await applyMigrations(drizzle(client), { migrationsFolder: migrationsFolder() });
+    const apply = () => applyMigrations(drizzle(client), { migrationsFolder: migrationsFolder() });
+    if ((await appliedMigrations(client)) > 0) await apply();
+    else await makeWay(client, options.renamePythonTables ?? false, apply);
     if (options.queueOnPostgres) await runMigrations(client);
   } finally {
     await client.end();
@@ -36,17 +48,26 @@ export async function isMigrated(postgres: PostgresConfig, options: { queueOnPos
   client.on('error', () => undefined);
   try {
     await client.connect();
-    const { rows } = await client.query<{ applied: number }>(
-      'select count(*)::int as applied from drizzle.__drizzle_migrations',
-    );
+    const applied = await appliedMigrations(client);
     if (options.queueOnPostgres) await assertSchemaCompatibility(client);
-    return (rows[0]?.applied ?? 0) >= readMigrationFiles({ migrationsFolder: migrationsFolder() }).length;
+    return applied >= readMigrationFiles({ migrationsFolder: migrationsFolder() }).length;
   } catch (error) {
     if (error instanceof SchemaMigrationRequiredError) return false;
-    if ((error as { code?: unknown }).code === UNDEFINED_TABLE) return false;
     throw error;
   } finally {
     await client.end().catch(() => undefined);
+  }
+}
+
+async function appliedMigrations(client: Client): Promise<number> {
+  try {
+    const { rows } = await client.query<{ applied: number }>(
+      'select count(*)::int as applied from drizzle.__drizzle_migrations',
+    );
+    return rows[0]?.applied ?? 0;
+  } catch (error) {
+    if ((error as { code?: unknown }).code === UNDEFINED_TABLE) return 0;
+    throw error;
   }
 }
 

@@ -4,11 +4,13 @@
  *
  * Every primary key is led by `tenant_id`, so that no query can reach another tenant by leaving something out.
  */
+import { sql } from 'drizzle-orm';
 import {
   bigint,
   customType,
   index,
   integer,
+  pgSequence,
   pgTable,
   primaryKey,
   smallint,
@@ -17,9 +19,16 @@ import {
 } from 'drizzle-orm/pg-core';
 
 const bytea = customType<{ data: Buffer }>({ dataType: () => 'bytea' });
+/** As text on our side: `json` keeps it as it was given, where `jsonb` would not. */
+const json = customType<{ data: string }>({ dataType: () => 'json' });
+const xid8 = customType<{ data: string }>({ dataType: () => 'xid8' });
 
 const tenantId = () => text('tenant_id').notNull();
 const contentHash = () => text('content_hash').notNull();
+/** The tenant's generation under which the row was written: rows of an older one are out of every query's reach. */
+const generation = () => bigint('generation', { mode: 'number' }).notNull();
+/** Orders the values of a key in both tiers: microseconds since the epoch, and always more than the one before. */
+const version = () => bigint('version', { mode: 'number' }).notNull();
 /** When the row was first written, and last. */
 const times = () => ({
   createdAt: timestamp('created_at', { withTimezone: true }).notNull().defaultNow(),
@@ -30,15 +39,17 @@ export const faceEmbeddingsCache = pgTable(
   'face_embeddings_cache',
   {
     tenantId: tenantId(),
+    generation: generation(),
     contentHash: contentHash(),
     model: text('model').notNull(),
     faces: integer('faces').notNull(),
     /** The records as `kinds/face-codec.ts` packs them; the same bytes as in Redis. */
     payload: bytea('payload').notNull(),
+    version: version(),
     ...times(),
   },
   (t) => [
-    primaryKey({ columns: [t.tenantId, t.contentHash, t.model] }),
+    primaryKey({ name: 'face_embeddings_cache_pk', columns: [t.tenantId, t.generation, t.contentHash, t.model] }),
     index('face_embeddings_cache_created_at_idx').on(t.createdAt),
   ],
 );
@@ -47,23 +58,32 @@ export const faceDetectionCache = pgTable(
   'face_detection_cache',
   {
     tenantId: tenantId(),
+    generation: generation(),
     contentHash: contentHash(),
     model: text('model').notNull(),
     faces: integer('faces').notNull(),
     payload: bytea('payload').notNull(),
+    version: version(),
     ...times(),
   },
   (t) => [
-    primaryKey({ columns: [t.tenantId, t.contentHash, t.model] }),
+    primaryKey({ name: 'face_detection_cache_pk', columns: [t.tenantId, t.generation, t.contentHash, t.model] }),
     index('face_detection_cache_created_at_idx').on(t.createdAt),
   ],
 );
 
 export const perceptualHashCache = pgTable(
   'perceptual_hash_cache',
-  { tenantId: tenantId(), contentHash: contentHash(), phash: text('phash').notNull(), ...times() },
+  {
+    tenantId: tenantId(),
+    generation: generation(),
+    contentHash: contentHash(),
+    phash: text('phash').notNull(),
+    version: version(),
+    ...times(),
+  },
   (t) => [
-    primaryKey({ columns: [t.tenantId, t.contentHash] }),
+    primaryKey({ name: 'perceptual_hash_cache_pk', columns: [t.tenantId, t.generation, t.contentHash] }),
     index('perceptual_hash_cache_created_at_idx').on(t.createdAt),
   ],
 );
@@ -77,12 +97,18 @@ export const perceptualHashBands = pgTable(
   'perceptual_hash_bands',
   {
     tenantId: tenantId(),
+    generation: generation(),
     band: smallint('band').notNull(),
     bits: integer('bits').notNull(),
     phash: bigint('phash', { mode: 'bigint' }).notNull(),
     contentHash: contentHash(),
   },
-  (t) => [primaryKey({ columns: [t.tenantId, t.band, t.bits, t.phash, t.contentHash] })],
+  (t) => [
+    primaryKey({
+      name: 'perceptual_hash_bands_pk',
+      columns: [t.tenantId, t.generation, t.band, t.bits, t.phash, t.contentHash],
+    }),
+  ],
 );
 
 /** One row per version that a URL served: its newest row is what the URL is known as. */
@@ -90,6 +116,7 @@ export const crawlCache = pgTable(
   'crawl_cache',
   {
     tenantId: tenantId(),
+    generation: generation(),
     urlHash: text('url_hash').notNull(),
     contentHash: contentHash(),
     url: text('url').notNull(),
@@ -98,11 +125,12 @@ export const crawlCache = pgTable(
     thumbnailKey: text('thumbnail_key'),
     jobId: text('job_id'),
     fetchedAt: timestamp('fetched_at', { withTimezone: true }).notNull(),
+    version: version(),
     ...times(),
   },
   (t) => [
-    primaryKey({ columns: [t.tenantId, t.urlHash, t.contentHash] }),
-    index('crawl_cache_content_idx').on(t.tenantId, t.contentHash),
+    primaryKey({ name: 'crawl_cache_pk', columns: [t.tenantId, t.generation, t.urlHash, t.contentHash] }),
+    index('crawl_cache_content_idx').on(t.tenantId, t.generation, t.contentHash),
     index('crawl_cache_created_at_idx').on(t.createdAt),
   ],
 );
@@ -112,6 +140,7 @@ export const crawlContentCache = pgTable(
   'crawl_content_cache',
   {
     tenantId: tenantId(),
+    generation: generation(),
     contentHash: contentHash(),
     rawKey: text('raw_key').notNull(),
     thumbnailKey: text('thumbnail_key'),
@@ -121,10 +150,11 @@ export const crawlContentCache = pgTable(
     height: integer('height'),
     jobId: text('job_id'),
     storedAt: timestamp('stored_at', { withTimezone: true }).notNull(),
+    version: version(),
     ...times(),
   },
   (t) => [
-    primaryKey({ columns: [t.tenantId, t.contentHash] }),
+    primaryKey({ name: 'crawl_content_cache_pk', columns: [t.tenantId, t.generation, t.contentHash] }),
     index('crawl_content_cache_created_at_idx').on(t.createdAt, t.tenantId, t.contentHash),
   ],
 );
@@ -134,17 +164,20 @@ export const rejectionCache = pgTable(
   'rejection_cache',
   {
     tenantId: tenantId(),
+    generation: generation(),
     subjectHash: text('subject_hash').notNull(),
     reason: text('reason').notNull(),
     detail: text('detail').notNull(),
     jobId: text('job_id'),
     rejectedAt: timestamp('rejected_at', { withTimezone: true }).notNull(),
     expiresAt: timestamp('expires_at', { withTimezone: true }).notNull(),
+    version: version(),
     ...times(),
   },
   (t) => [
-    primaryKey({ columns: [t.tenantId, t.subjectHash] }),
+    primaryKey({ name: 'rejection_cache_pk', columns: [t.tenantId, t.generation, t.subjectHash] }),
     index('rejection_cache_created_at_idx').on(t.createdAt),
+    index('rejection_cache_expires_at_idx').on(t.expiresAt),
   ],
 );
 
@@ -159,4 +192,61 @@ export const claims = pgTable(
     expiresAt: timestamp('expires_at', { withTimezone: true }).notNull(),
   },
   (t) => [primaryKey({ columns: [t.tenantId, t.subject] }), index('claims_expires_at_idx').on(t.expiresAt)],
+);
+
+/** What a face search found; `topK` is part of the question. */
+export const searchResultsCache = pgTable(
+  'search_results_cache',
+  {
+    tenantId: tenantId(),
+    generation: generation(),
+    contentHash: contentHash(),
+    topK: integer('top_k').notNull(),
+    results: json('results').notNull(),
+    version: version(),
+    ...times(),
+  },
+  (t) => [
+    primaryKey({ name: 'search_results_cache_pk', columns: [t.tenantId, t.generation, t.contentHash, t.topK] }),
+    index('search_results_cache_created_at_idx').on(t.createdAt),
+  ],
+);
+
+/** Numbers of generations: one row of them for all tenants, so that the greater of two is the later one. */
+export const cacheGeneration = pgSequence('cache_generation', { startWith: 2 });
+
+/**
+ * The generation of each tenant that was ever invalidated; the row `*` is that of all tenants, and the greater of both
+ * counts. See `cache/coherence.ts`.
+ */
+export const cacheGenerations = pgTable(
+  'cache_generations',
+  {
+    tenantId: tenantId().primaryKey(),
+    generation: generation(),
+    /** Orders changes for those who ask "what changed since?": see `pg_snapshot_xmin`. */
+    changedXid: xid8('changed_xid').notNull().default(sql`pg_current_xact_id()`),
+    changedAt: timestamp('changed_at', { withTimezone: true }).notNull().default(sql`clock_timestamp()`),
+    /** Rows below this generation are deleted. */
+    purged: bigint('purged', { mode: 'number' }).notNull().default(0),
+  },
+  (t) => [index('cache_generations_changed_xid_idx').on(t.changedXid)],
+);
+
+/**
+ * Entries that Redis may still hold in an older version than `version`: written in the transaction that overwrites or
+ * deletes a row, removed once Redis has confirmed. `entry` is the Redis key without its prefix.
+ */
+export const redisRepairs = pgTable(
+  'redis_repairs',
+  {
+    tenantId: tenantId(),
+    entry: text('entry').notNull(),
+    version: version(),
+    writtenAt: timestamp('written_at', { withTimezone: true }).notNull().default(sql`clock_timestamp()`),
+  },
+  (t) => [
+    primaryKey({ name: 'redis_repairs_pk', columns: [t.tenantId, t.entry] }),
+    index('redis_repairs_written_at_idx').on(t.writtenAt),
+  ],
 );

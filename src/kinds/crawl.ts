@@ -24,7 +24,7 @@ export const crawlUrls: Kind<string, CrawlUrl> = {
   format: 1,
   table: {
     name: 'crawl_cache',
-    key: ['url_hash'],
+    key: [{ name: 'url_hash', type: 'text' }],
     columns: [
       { name: 'url', type: 'text' },
       { name: 'content_hash', type: 'text' },
@@ -34,10 +34,10 @@ export const crawlUrls: Kind<string, CrawlUrl> = {
       { name: 'job_id', type: 'text' },
       { name: 'fetched_at', type: 'timestamp' },
     ],
-    // Changed bytes under a known URL are a new version; both are kept, and the newest is what the URL is known as.
-    versions: { primaryKey: ['url_hash', 'content_hash'], newestBy: 'fetched_at' },
   },
   onConflict: 'replace',
+  // Changed bytes under a known URL are a new version; both are kept, and the latest is what the URL is known as.
+  versions: { key: ['url_hash', 'content_hash'], at: (record) => record.fetchedAt },
   key: (urlHash) => [urlHash],
   ...jsonCodec<CrawlUrl>(),
   toRow: (r) => [r.url, r.contentHash, r.rawKey, r.thumbnailKey, r.sourceUrl, r.jobId, r.fetchedAt],
@@ -70,7 +70,7 @@ export const crawlContents: Kind<string, CrawlContent> = {
   format: 1,
   table: {
     name: 'crawl_content_cache',
-    key: ['content_hash'],
+    key: [{ name: 'content_hash', type: 'text' }],
     columns: [
       { name: 'raw_key', type: 'text' },
       { name: 'thumbnail_key', type: 'text' },
@@ -112,7 +112,7 @@ export const rejections: Kind<string, Rejection> = {
   format: 1,
   table: {
     name: 'rejection_cache',
-    key: ['subject_hash'],
+    key: [{ name: 'subject_hash', type: 'text' }],
     columns: [
       { name: 'reason', type: 'text' },
       { name: 'detail', type: 'text' },

@@ -11,6 +11,7 @@
  * The checksum is there because a damaged vector is a vector too, and would be compared with others for ever.
  */
 import { crc32 } from 'node:zlib';
+import { exactJson } from './exact-json.js';
 
 const LAYOUT = 1;
 const HEAD_BYTES = 9;
@@ -26,7 +27,7 @@ export function packFaces(records: readonly FaceRecord[]): Buffer {
     size.writeUInt32LE(vector.length, 1);
     return [size, Buffer.from(vector.buffer, vector.byteOffset, vector.byteLength)];
   });
-  const rest = Buffer.from(toJson(records.map(withoutVector)));
+  const rest = Buffer.from(exactJson(records.map(withoutVector)));
   const head = Buffer.allocUnsafe(HEAD_BYTES);
   head.writeUInt8(LAYOUT, 0);
   head.writeUInt32LE(rest.length, 5);
@@ -61,15 +62,6 @@ function isVector(embedding: unknown): embedding is number[] {
 function withoutVector(record: FaceRecord): Record<string, unknown> {
   const { embedding, ...rest } = record;
   return isVector(embedding) ? rest : record;
-}
-
-/** JSON that keeps the sign of zero, which `JSON.parse` reads and `JSON.stringify` drops. */
-function toJson(value: unknown): string {
-  if (Object.is(value, -0)) return '-0';
-  if (Array.isArray(value)) return `[${value.map(toJson).join(',')}]`;
-  if (typeof value !== 'object' || value === null) return JSON.stringify(value) ?? 'null';
-  const fields = Object.entries(value).filter(([, one]) => one !== undefined);
-  return `{${fields.map(([name, one]) => `${JSON.stringify(name)}:${toJson(one)}`).join(',')}}`;
 }
 
 function packVector(numbers: readonly number[]): Float32Array | Float64Array {

@@ -53,7 +53,10 @@ function facesKind<Face extends FaceDetection>(
     format: 1,
     table: {
       name: table,
-      key: ['content_hash', 'model'],
+      key: [
+        { name: 'content_hash', type: 'text' },
+        { name: 'model', type: 'text' },
+      ],
       columns: [
         { name: 'faces', type: 'integer' },
         { name: 'payload', type: 'bytea' },
@@ -63,7 +66,8 @@ function facesKind<Face extends FaceDetection>(
     key: ({ contentHash, model }) => [checkContentHash(contentHash), checkModel(model)],
     encode: packFaces,
     decode: (bytes) => unpackFaces(bytes) as Face[],
-    toRow: (faces) => [faces.length, packFaces(faces)],
+    toRow: (faces, bytes) => [faces.length, bytes],
     fromRow: ([, payload]) => unpackFaces(payload as Buffer) as Face[],
+    encodedIn: ([, payload]) => payload as Buffer,
   };
 }

@@ -5,11 +5,13 @@ import { crawlContents, crawlUrls, rejections } from './crawl.js';
 import { faceDetections, faceEmbeddings } from './faces.js';
 import type { AnyKind } from './kind.js';
 import { perceptualHashes } from './perceptual-hash.js';
+import { searches } from './search-results.js';
 
-const KINDS: readonly AnyKind[] = [
+export const KINDS: readonly AnyKind[] = [
   faceEmbeddings,
   faceDetections,
   perceptualHashes,
+  searches,
   crawlUrls,
   crawlContents,
   rejections,

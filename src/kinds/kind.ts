@@ -1,43 +1,50 @@
 /** What a kind of cached fact is. A kind is declared once; the tiers and the hybrid work from the declaration alone. */
+import type { Config } from '../config.js';
 import { ArgumentError } from '../errors.js';
 import type { KindName } from '../metrics.js';
 
 /** A value column of the kind's table. `timestamp` values are milliseconds since the epoch on our side. */
 export interface Column {
   readonly name: string;
-  readonly type: 'text' | 'integer' | 'bytea' | 'timestamp';
+  readonly type: 'text' | 'integer' | 'bytea' | 'timestamp' | 'json';
 }
+
+/** A part of a key: hashes, names and counts. */
+export type KeyPart = string | number;
 
 /** What a cell holds on our side. */
 export type Cell = string | number | Buffer | null;
 
 interface Table {
   readonly name: string;
-  /** The columns that follow `tenant_id` in the look-up, in the order of `Kind.key`. */
-  readonly key: readonly string[];
+  /** The columns that follow tenant and generation in the look-up, in the order of `Kind.key`. */
+  readonly key: readonly Column[];
   readonly columns: readonly Column[];
-  /**
-   * Set where a key may have several rows: the rest of the primary key, and the column whose greatest value marks the
-   * row that counts.
-   */
-  readonly versions?: { readonly primaryKey: readonly string[]; readonly newestBy: string };
 }
 
 export interface Kind<Key, Value> {
   readonly name: KindName;
   /** Which of the configured lifetimes in Redis applies. */
-  readonly ttl: 'embedding' | 'phash' | 'faceDetection' | 'crawl';
-  /** Part of the Redis key: raised whenever `encode` changes, so that no reader meets bytes it cannot read. */
+  readonly ttl: keyof Config['ttl'];
+  /** Raised whenever `encode` changes, so that no reader meets bytes it cannot read. */
   readonly format: number;
   readonly table: Table;
   /** `replace`: the last writer wins. `keep`: the first one stays, and a later writer is told what stays. */
   readonly onConflict: 'replace' | 'keep';
-  key(key: Key): readonly string[];
+  /**
+   * Set where a key may have several rows, of which the latest counts: the columns that tell them apart, and when a
+   * value came to be, in milliseconds since the epoch.
+   */
+  readonly versions?: { readonly key: readonly string[]; at(value: Value): number };
+  key(key: Key): readonly KeyPart[];
   encode(value: Value): Buffer;
   /** @throws on bytes that `encode` did not make. */
   decode(bytes: Buffer): Value;
-  toRow(value: Value): readonly Cell[];
+  /** `bytes` is the value encoded. */
+  toRow(value: Value, bytes: Buffer): readonly Cell[];
   fromRow(cells: readonly Cell[]): Value;
+  /** The value encoded, where the row holds it like that. */
+  encodedIn?(cells: readonly Cell[]): Buffer;
 }
 
 /** A kind whose key and value types do not matter to the one who holds it. */

@@ -8,7 +8,11 @@ export const perceptualHashes: Kind<string, string> = {
   name: 'perceptual_hash',
   ttl: 'phash',
   format: 1,
-  table: { name: 'perceptual_hash_cache', key: ['content_hash'], columns: [{ name: 'phash', type: 'text' }] },
+  table: {
+    name: 'perceptual_hash_cache',
+    key: [{ name: 'content_hash', type: 'text' }],
+    columns: [{ name: 'phash', type: 'text' }],
+  },
   onConflict: 'replace',
   key: (contentHash) => [checkContentHash(contentHash)],
   encode: (phash) => Buffer.from(phash),

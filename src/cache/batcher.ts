@@ -1,0 +1,83 @@
+/**
+ * Gathers what is asked for in one turn of the event loop into one operation, and what comes while as many operations
+ * are under way as may be, into the next. Whoever comes alone waits for nobody.
+ */
+interface Call<Item, Result> {
+  readonly items: readonly Item[];
+  readonly resolve: (results: Result[]) => void;
+  readonly reject: (error: unknown) => void;
+}
+
+export interface BatchOptions {
+  /** Operations under way at once. */
+  readonly inFlight: number;
+  /** Items in one operation, unless a single call brings more: calls are not torn apart. */
+  readonly most: number;
+  /** Whether an error may be one call's fault alone, so that the others of its batch are worth a try without it. */
+  readonly mayBeOnes?: (error: unknown) => boolean;
+}
+
+export class Batcher<Item, Result> {
+  #waiting: Call<Item, Result>[] = [];
+  #running = 0;
+  #scheduled = false;
+
+  constructor(
+    /** Answers in the order of the items. */
+    private readonly run: (items: readonly Item[]) => Promise<Result[]>,
+    private readonly options: BatchOptions,
+  ) {}
+
+  add(items: readonly Item[]): Promise<Result[]> {
+    return new Promise((resolve, reject) => {
+      this.#waiting.push({ items, resolve, reject });
+      if (this.#scheduled || this.#running >= this.options.inFlight) return;
+      this.#scheduled = true;
+      // Behind all promises that are settled in this turn: what they go on to ask for comes along.
+      process.nextTick(() => {
+        this.#scheduled = false;
+        this.#start();
+      });
+    });
+  }
+
+  #start(): void {
+    while (this.#waiting.length > 0 && this.#running < this.options.inFlight) {
+      const calls = this.#take();
+      this.#running += 1;
+      this.#execute(calls).finally(() => {
+        this.#running -= 1;
+        this.#start();
+      });
+    }
+  }
+
+  #take(): Call<Item, Result>[] {
+    let items = 0;
+    const end = this.#waiting.findIndex((call, i) => {
+      items += call.items.length;
+      return i > 0 && items > this.options.most;
+    });
+    return this.#waiting.splice(0, end < 0 ? this.#waiting.length : end);
+  }
+
+  /** Never rejects: the calls do. */
+  async #execute(calls: readonly Call<Item, Result>[]): Promise<void> {
+    const [only] = calls;
+    try {
+      const results = await this.run(calls.length === 1 && only ? only.items : calls.flatMap(({ items }) => items));
+      if (calls.length === 1) return only?.resolve(results);
+      let at = 0;
+      for (const { items, resolve } of calls) {
+        resolve(results.slice(at, at + items.length));
+        at += items.length;
+      }
+    } catch (error) {
+      if (calls.length > 1 && this.options.mayBeOnes?.(error)) {
+        for (const call of calls) await this.#execute([call]);
+      } else {
+        for (const { reject } of calls) reject(error);
+      }
+    }
+  }
+}

@@ -1,0 +1,237 @@
+/**
+ * What this process knows of the truth in PostgreSQL, so that it can tell which of Redis' answers to believe.
+ *
+ *     generations  of the tenants that were ever invalidated: what was written under an older one is dead
+ *     repairs      overwrites that Redis has not confirmed: what is older than they are is not believed, and is dropped
+ *
+ * One query every 400 ms asks for what has changed. While PostgreSQL cannot be asked, Redis' copy of a generation counts
+ * too. Answers are compared when they are given, not when they were asked for.
+ */
+import { performance } from 'node:perf_hooks';
+import type { Pool } from 'pg';
+import type { Events } from '../events.js';
+import { Periodic } from '../lifecycle.js';
+import type { Guard } from './guard.js';
+import type { RedisTier } from './redis-tier.js';
+import type { FoundValue, Lookup, Stored } from './tier.js';
+
+/** Two rounds fit into the second after which no process may serve what was invalidated. */
+export const POLL_MS = 400;
+/** Knowledge older than this is not relied upon. */
+const FRESH_MS = 900;
+/** An overwrite is given this long to be confirmed by its own writer: longer than Redis' deadline. */
+const CONFIRM_MS = 300;
+/** Overwrites to remember. Where there are more, Redis is not believed at all until they are worked off. */
+const MOST_REPAIRS = 1_000;
+const ALL_TENANTS = '*';
+
+const CHANGES = {
+  name: 'coherence',
+  text: `select
+      (select coalesce(json_agg(json_build_array(tenant_id, generation)), '[]')
+         from cache_generations where changed_xid >= $1::text::xid8) as generations,
+      (select coalesce(json_agg(json_build_array(tenant_id, entry, version)), '[]') from (
+         select tenant_id, entry, version from redis_repairs
+         where written_at < clock_timestamp() - interval '${CONFIRM_MS} ms'
+         order by written_at limit ${MOST_REPAIRS + 1}) as pending) as repairs,
+      pg_snapshot_xmin(pg_current_snapshot())::text as horizon`,
+};
+
+const CONFIRM = {
+  name: 'coherence_confirm',
+  text: `delete from redis_repairs as r using unnest($1::text[], $2::text[], $3::bigint[]) as done(tenant_id, entry, version)
+    where r.tenant_id = done.tenant_id and r.entry = done.entry and r.version <= done.version`,
+};
+
+const TIDY_MS = 300_000;
+const TIDY = {
+  name: 'coherence_tidy',
+  text: 'delete from redis_repairs where written_at < now() - make_interval(secs => $1)',
+};
+
+type Repair = readonly [tenantId: string, entry: string, version: number];
+
+interface Changes {
+  readonly generations: readonly (readonly [tenantId: string, generation: number])[];
+  readonly repairs: readonly Repair[];
+  /** Transactions from here on may have been invisible to the query: the next one asks from here. */
+  readonly horizon: string;
+}
+
+interface Source {
+  readonly pool: Pool;
+  readonly guard: Guard;
+}
+
+export class Coherence {
+  readonly #generations = new Map<string, number>();
+  /** The versions below which an entry is not believed. */
+  #repairs = new Map<string, number>();
+  /** Overwrites of our own that Redis did not confirm, with when that was; until a query has seen them. */
+  readonly #unconfirmed = new Map<string, { version: number; at: number }>();
+  #confirmed: Repair[] = [];
+  #horizon = '0';
+  #asked = Number.NEGATIVE_INFINITY;
+  #overwhelmed = false;
+  #polling: Promise<void> | undefined;
+  #begun: Promise<void> | undefined;
+  #periodic: Periodic | undefined;
+  #tidied = performance.now();
+
+  constructor(
+    private readonly postgres: Source,
+    private readonly redis: { tier: RedisTier; guard: Guard } | null,
+    private readonly events: Events,
+    /** No entry lives longer in Redis, in seconds. */
+    private readonly longestSeconds: number,
+  ) {
+    for (const guard of [postgres.guard, redis?.guard]) {
+      guard?.onChange((up) => {
+        if (up && this.#begun) this.poll();
+      });
+    }
+  }
+
+  /** Whether PostgreSQL has told lately what is true. */
+  get isFresh(): boolean {
+    return performance.now() - this.#asked < FRESH_MS;
+  }
+
+  /** Resolves when PostgreSQL has been asked for the first time; `undefined` from then on. */
+  begin(): Promise<void> | undefined {
+    if (this.#periodic) return undefined;
+    this.#begun ??= this.poll().then(() => {
+      this.#periodic ??= new Periodic(POLL_MS, () => this.poll()).start();
+    });
+    return this.#begun;
+  }
+
+  /** The tenant's generation, 0 where nobody could tell yet. */
+  generationOf(tenantId: string): number {
+    return Math.max(this.#generations.get(tenantId) ?? 0, this.#generations.get(ALL_TENANTS) ?? 0);
+  }
+
+  /** Generations only rise, whoever tells of them. */
+  learn(tenantId: string, generation: number): void {
+    if (generation > (this.#generations.get(tenantId) ?? 0)) this.#generations.set(tenantId, generation);
+  }
+
+  /** The tenants whose generation Redis should be asked for together with their entries. */
+  doubted(lookups: readonly Lookup[]): string[] {
+    return this.isFresh ? [] : [...new Set([ALL_TENANTS, ...lookups.map(({ tenantId }) => tenantId)])];
+  }
+
+  /** Whether what Redis has may be served. */
+  believes({ tenantId, id }: Lookup, found: FoundValue): boolean {
+    if (found.unjournaled && this.isFresh) return false;
+    if (!this.reaches(tenantId, found.generation)) return false;
+    if (this.#overwhelmed) return false;
+    if (this.#repairs.size === 0) return true;
+    return found.version >= (this.#repairs.get(id) ?? 0);
+  }
+
+  /** Whether an entry of this generation is alive. Who knows nothing believes only who knew nothing either. */
+  reaches(tenantId: string, generation: number): boolean {
+    const current = this.generationOf(tenantId);
+    return current === 0 ? generation === 0 : generation >= current;
+  }
+
+  /** Redis has these entries, or nothing that is older. */
+  confirmed(entries: readonly Stored[]): void {
+    for (const { tenantId, id, version, overwrote } of entries) {
+      if (overwrote) this.#confirmed.push([tenantId, id, version]);
+    }
+  }
+
+  /** Redis did not say whether it has these entries. */
+  unconfirmed(entries: readonly Stored[]): void {
+    for (const { id, version, overwrote } of entries) {
+      if (!overwrote) continue;
+      this.#unconfirmed.set(id, { version, at: performance.now() });
+      this.#repairs.set(id, version);
+    }
+  }
+
+  /** Asks PostgreSQL for what has changed, and works off what Redis has not confirmed. Never rejects. */
+  poll(): Promise<void> {
+    this.#polling ??= this.#poll().finally(() => {
+      this.#polling = undefined;
+    });
+    return this.#polling;
+  }
+
+  async close(): Promise<void> {
+    await this.#begun;
+    await this.#periodic?.stop();
+    await this.#polling;
+    await this.#forget(this.#confirmed.splice(0)).catch(() => undefined);
+  }
+
+  async #poll(): Promise<void> {
+    if (!this.postgres.guard.isUp) return;
+    try {
+      let more = true;
+      while (more) {
+        await this.#forget(this.#confirmed.splice(0));
+        const repairs = await this.#ask();
+        more = (await this.#repair(repairs)) && repairs.length > MOST_REPAIRS;
+      }
+      await this.#tidy();
+    } catch {
+      // Without PostgreSQL knowledge grows old, which `isFresh` tells; the guard has reported it.
+    }
+  }
+
+  async #ask(): Promise<readonly Repair[]> {
+    const started = performance.now();
+    const { rows } = await this.postgres.guard.run('query', () =>
+      this.postgres.pool.query<Changes>({ ...CHANGES, values: [this.#horizon] }),
+    );
+    const [changes] = rows;
+    if (!changes) return [];
+    for (const [tenantId, generation] of changes.generations) this.learn(tenantId, generation);
+    // A database that was restored from a backup counts its transactions anew.
+    this.#horizon = BigInt(changes.horizon) < BigInt(this.#horizon) ? '0' : changes.horizon;
+    this.#overwhelmed = changes.repairs.length > MOST_REPAIRS;
+    this.#replaceRepairs(changes.repairs, started);
+    this.#asked = started;
+    return changes.repairs;
+  }
+
+  #replaceRepairs(pending: readonly Repair[], started: number): void {
+    for (const [id, { at }] of this.#unconfirmed) {
+      // By now the query would have found it, unless somebody has worked it off.
+      if (started - at > CONFIRM_MS) this.#unconfirmed.delete(id);
+    }
+    const repairs = new Map(pending.map(([, entry, version]) => [entry, version]));
+    for (const [id, { version }] of this.#unconfirmed) repairs.set(id, Math.max(version, repairs.get(id) ?? 0));
+    this.#repairs = repairs;
+  }
+
+  /** @returns whether Redis has dropped what is older. */
+  async #repair(repairs: readonly Repair[]): Promise<boolean> {
+    if (!this.redis?.guard.isUp || repairs.length === 0) return false;
+    const { tier, guard } = this.redis;
+    try {
+      await guard.run('write', () => tier.drop(repairs.map(([, id, version]) => ({ id, version }))));
+    } catch {
+      return false;
+    }
+    this.events.repaired(repairs.length);
+    await this.#forget(repairs);
+    return true;
+  }
+
+  async #forget(repairs: readonly Repair[]): Promise<void> {
+    if (repairs.length === 0) return;
+    const values = [0, 1, 2].map((column) => repairs.map((repair) => repair[column]));
+    await this.postgres.guard.run('write', () => this.postgres.pool.query({ ...CONFIRM, values }));
+  }
+
+  /** Where no process has a Redis, nobody confirms. What such a row warns of has expired by now. */
+  async #tidy(): Promise<void> {
+    if (performance.now() - this.#tidied < TIDY_MS) return;
+    this.#tidied = performance.now();
+    await this.postgres.guard.run('write', () => this.postgres.pool.query({ ...TIDY, values: [this.longestSeconds] }));
+  }
+}

@@ -1,0 +1,177 @@
+/**
+ * Forgetting on purpose. PostgreSQL decides and counts; every process learns of it by its next question (see
+ * `coherence.ts`), and what is out of reach by then is deleted afterwards, a batch at a time.
+ */
+import { setTimeout as pause } from 'node:timers/promises';
+import type { Pool } from 'pg';
+import type { Events } from '../events.js';
+import { KINDS } from '../kinds/index.js';
+import { type Coherence, POLL_MS } from './coherence.js';
+import type { Tiers } from './hybrid.js';
+
+/** Counting a tenant's rows takes longer than a look-up. */
+const DEADLINE_MS = 60_000;
+const BATCH = 1_000;
+/** Between two batches, so that others come first. */
+const BREATH_MS = 5;
+const ALL_TENANTS = '*';
+
+const PURGE_NEXT = {
+  name: 'purge_next',
+  text: `select tenant_id as "tenantId", generation from cache_generations where purged < generation limit 1`,
+};
+const PURGED = {
+  name: 'purged',
+  text: 'update cache_generations set purged = $2 where tenant_id = $1 and purged < $2',
+};
+
+export class Invalidation {
+  #purging: Promise<void> | undefined;
+  #again = false;
+  readonly #stopped = new AbortController();
+
+  constructor(
+    private readonly tiers: Tiers,
+    private readonly pool: Pool,
+    private readonly coherence: Coherence,
+    private readonly events: Events,
+  ) {}
+
+  /**
+   * Makes everything of the tenant unreachable, in a time that does not depend on Redis. When it resolves, this process
+   * serves none of it any more, and every other one stops within a second.
+   *
+   * @returns how many rows of PostgreSQL it made unreachable
+   * @throws {TierUnavailableError} when PostgreSQL is away; nothing is done then
+   */
+  async invalidate(tenantId: string): Promise<number> {
+    const { generation, invalidated } = await this.#decide<{ generation: string; invalidated: string }>(
+      'select new_generation as generation, invalidated from invalidate_tenant_cache($1)',
+      [tenantId],
+    );
+    await this.#spread(tenantId, Number(generation));
+    this.purge();
+    return Number(invalidated);
+  }
+
+  /**
+   * Deletes every cached fact of every tenant from both tiers: neither queues nor objects.
+   *
+   * @returns whether both are empty; where Redis is away, what it still has is out of reach, and `false`
+   * @throws {TierUnavailableError} when PostgreSQL is away; nothing is done then
+   */
+  async clear(): Promise<boolean> {
+    const { generation } = await this.#decide<{ generation: string }>(
+      'select new_generation as generation from clear_all_cache()',
+      [],
+    );
+    await this.#spread(ALL_TENANTS, Number(generation));
+    return this.#clearRedis(ALL_TENANTS, Number(generation));
+  }
+
+  /** Deletes what is out of reach, in the background; also what a process that died has left. */
+  purge(): void {
+    this.#again = true;
+    this.#purging ??= this.#purge().finally(() => {
+      this.#purging = undefined;
+    });
+  }
+
+  async close(): Promise<void> {
+    this.#stopped.abort();
+    await this.#purging;
+  }
+
+  /** In a transaction of its own, with time enough. */
+  async #decide<Row>(text: string, values: unknown[]): Promise<Row> {
+    const { guard } = this.tiers.postgres;
+    return guard.run(
+      'query',
+      async () => {
+        const client = await this.pool.connect();
+        let failed = true;
+        try {
+          await client.query(`begin; set local statement_timeout = ${DEADLINE_MS - 5_000}`);
+          const decision = { text, values, query_timeout: DEADLINE_MS };
+          const { rows } = await client.query(decision);
+          await client.query('commit');
+          failed = false;
+          return rows[0] as Row;
+        } finally {
+          // A connection in the middle of a transaction is nobody else's: with it, PostgreSQL takes all back.
+          client.release(failed);
+        }
+      },
+      DEADLINE_MS,
+    );
+  }
+
+  async #spread(tenantId: string, generation: number): Promise<void> {
+    this.coherence.learn(tenantId, generation);
+    const redis = this.tiers.redis;
+    if (!redis) return;
+    const told = redis.guard.run('write', () => redis.tier.tellGeneration(tenantId, generation));
+    // Redis would tell a process that cannot ask PostgreSQL. Without it, all are given the time to ask PostgreSQL now.
+    await told.catch(() => pause(1.5 * POLL_MS));
+  }
+
+  /** @returns whether nothing of before this generation is left. */
+  async #clearRedis(tenantId: string, generation: number): Promise<boolean> {
+    const redis = this.tiers.redis;
+    if (!redis) return true;
+    try {
+      let cursor = '0';
+      do {
+        const page = await redis.guard.run('query', () => redis.tier.scan(tenantId, cursor));
+        if (page.ids.length > 0) await redis.guard.run('write', () => redis.tier.forget(page.ids, generation));
+        cursor = page.cursor;
+        await pause(BREATH_MS);
+      } while (cursor !== '0' && !this.#stopped.signal.aborted);
+      return cursor === '0';
+    } catch {
+      return false;
+    }
+  }
+
+  async #purge(): Promise<void> {
+    while (this.#again && !this.#stopped.signal.aborted) {
+      this.#again = false;
+      try {
+        await this.#purgeAll();
+      } catch (error) {
+        this.events.troubled('deleting what was invalidated', error);
+      }
+    }
+  }
+
+  async #purgeAll(): Promise<void> {
+    const { guard } = this.tiers.postgres;
+    while (!this.#stopped.signal.aborted) {
+      const { rows } = await guard.run('query', () =>
+        this.pool.query<{ tenantId: string; generation: string }>(PURGE_NEXT),
+      );
+      const [dead] = rows;
+      if (!dead) return;
+      for (const { table } of KINDS) await this.#purgeTable(table.name, dead.tenantId, dead.generation);
+      await guard.run('write', () => this.pool.query({ ...PURGED, values: [dead.tenantId, dead.generation] }));
+      // Where Redis is away, lifetimes do it.
+      await this.#clearRedis(dead.tenantId, Number(dead.generation));
+    }
+  }
+
+  async #purgeTable(table: string, tenantId: string, generation: string): Promise<void> {
+    const statement = {
+      name: `purge ${table}`,
+      text:
+        `delete from ${table} where ctid = any(array(select ctid from ${table} ` +
+        `where tenant_id = $1 and generation < $2 limit ${BATCH}))`,
+      values: [tenantId, generation],
+    };
+    let deleted = BATCH;
+    while (deleted === BATCH && !this.#stopped.signal.aborted) {
+      const result = await this.tiers.postgres.guard.run('write', () => this.pool.query(statement));
+      deleted = result.rowCount ?? 0;
+      await pause(BREATH_MS);
+    }
+  }
+}

@@ -1,0 +1,154 @@
+/**
+ * Writes that were made while PostgreSQL was away, kept in the queue's Redis until it is back: that server evicts
+ * nothing and writes to disk, where the cache's may do neither. A stream, in the order of the writing.
+ */
+import { TierUnavailableError } from '../errors.js';
+import type { Events } from '../events.js';
+import { KINDS } from '../kinds/index.js';
+import { Periodic, within } from '../lifecycle.js';
+import type { Logger } from '../logger.js';
+import type { Guard } from './guard.js';
+import type { PostgresTier } from './postgres-tier.js';
+import { RedisConnection } from './redis-connection.js';
+import type { Entry, Stamp, Stored } from './tier.js';
+
+const BATCH = 100;
+const RETRY_MS = 2_000;
+/** As long as the cache's Redis: the caller waits. */
+const DEADLINE_MS = 250;
+
+const MOST_REFUSED = 10_000;
+
+type Stamped = Entry & Stamp;
+
+interface Record {
+  readonly id: string;
+  readonly fields: readonly Buffer[];
+  readonly entry: Stamped | undefined;
+}
+
+interface Options {
+  readonly url: string;
+  /** First part of the stream's name. */
+  readonly prefix: string;
+}
+
+export class Journal {
+  readonly #connection: RedisConnection;
+  readonly #key: string;
+  readonly #periodic: Periodic;
+  #replaying: Promise<void> | undefined;
+
+  constructor(
+    options: Options,
+    private readonly postgres: { tier: PostgresTier; guard: Guard },
+    /** Brings what PostgreSQL has now to Redis. */
+    private readonly replayed: (entries: readonly Stored[]) => Promise<void>,
+    private readonly events: Events,
+    log: Logger,
+  ) {
+    this.#connection = new RedisConnection(options.url, log);
+    this.#key = `${options.prefix}:replay`;
+    this.#periodic = new Periodic(RETRY_MS, () => this.replay());
+    postgres.guard.onChange((up) => {
+      if (up) this.replay();
+    });
+  }
+
+  /** Replays what an earlier process may have left, and from then on whatever is there. */
+  begin(): void {
+    this.#periodic.start();
+  }
+
+  /** @returns whether the entries are kept, so that PostgreSQL will get them. */
+  async keep(entries: readonly Stamped[]): Promise<boolean> {
+    const kept = this.#connection.use(async (redis, { facts }) => {
+      if (facts.policy !== 'noeviction' || !facts.appendOnly) return false;
+      const transaction = redis.multi();
+      for (const one of entries) transaction.xadd(this.#key, '*', ...fieldsOf(one));
+      const answers = (await transaction.exec()) ?? [];
+      return answers.length > 0 && answers.every(([error]) => !error);
+    });
+    return within(
+      DEADLINE_MS,
+      kept.catch(() => false),
+      false,
+    );
+  }
+
+  /** How many writes wait for PostgreSQL. */
+  async pending(): Promise<number> {
+    return this.#connection.use((redis) => redis.xlen(this.#key));
+  }
+
+  /** Never rejects. Several processes may do it at once: stamps make the second of two a no-op. */
+  replay(): Promise<void> {
+    this.#replaying ??= this.#replay()
+      .catch(() => undefined)
+      .finally(() => {
+        this.#replaying = undefined;
+      });
+    return this.#replaying;
+  }
+
+  async close(): Promise<void> {
+    await this.#periodic.stop();
+    await this.#replaying;
+    this.#connection.close();
+  }
+
+  async #replay(): Promise<void> {
+    while (this.postgres.guard.isUp) {
+      const found = await this.#connection.use((redis) => redis.xrangeBuffer(this.#key, '-', '+', 'COUNT', BATCH));
+      if (found.length === 0) return;
+      const records = found.map(([id, fields]) => ({ id: id.toString(), fields, entry: entryOf(fields) }));
+      await this.#restore(records);
+      await this.#connection.use((redis) => redis.xdel(this.#key, ...records.map(({ id }) => id)));
+    }
+  }
+
+  async #restore(records: readonly Record[]): Promise<void> {
+    const { tier, guard } = this.postgres;
+    try {
+      const entries = records.map(({ entry }) => {
+        if (entry) return entry;
+        throw new RangeError('a record that this version of the service cannot read');
+      });
+      const stored = await guard.run('write', () => tier.restore(entries));
+      this.events.replayed(records.length, stored.length);
+      await this.replayed(stored);
+    } catch (error) {
+      if (error instanceof TierUnavailableError) throw error;
+      const [only, ...others] = records;
+      // One that PostgreSQL will never take must not hold up the rest.
+      if (only && others.length === 0) await this.#refuse(only, error);
+      else for (const one of records) await this.#restore([one]);
+    }
+  }
+
+  /** Kept aside, for a person to look at. */
+  async #refuse({ id, fields }: Record, error: unknown): Promise<void> {
+    const refused = `${this.#key}:refused`;
+    await this.#connection.use((redis) => redis.xadd(refused, 'MAXLEN', '~', MOST_REFUSED, '*', ...fields));
+    this.events.replayRefused(id, refused, error);
+  }
+}
+
+function fieldsOf({ kind, tenantId, parts, generation, version, bytes }: Stamped): (string | Buffer)[] {
+  const head = { kind: kind.name, format: kind.format, tenantId, parts, generation, version };
+  return ['entry', JSON.stringify(head), 'bytes', bytes];
+}
+
+/** `undefined` for a record of another version of this service that we cannot read. */
+function entryOf(fields: readonly Buffer[]): Stamped | undefined {
+  try {
+    const [, text, , bytes] = fields as [Buffer, Buffer, Buffer, Buffer];
+    const { kind: name, format, tenantId, parts, generation, version } = JSON.parse(text.toString());
+    const kind = KINDS.find((one) => one.name === name && one.format === format);
+    if (!kind) return undefined;
+    const id = `${name}:${tenantId}:${parts.join(':')}`;
+    return { tenantId, kind, parts, id, generation, version, bytes, value: kind.decode(bytes) };
+  } catch {
+    return undefined;
+  }
+}

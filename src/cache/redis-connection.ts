@@ -1,0 +1,134 @@
+/** A connection to Redis that opens at its first use, fails fast, and knows which run of the server it talks to. */
+import { createHash } from 'node:crypto';
+import { Redis } from 'ioredis';
+import type { Logger } from '../logger.js';
+import { factsOf, type RedisFacts } from '../redis-info.js';
+import { runToken } from './envelope.js';
+import { isOurs } from './tier.js';
+
+export interface RedisServer {
+  /** Of this run of the server; see `envelope.ts`. */
+  readonly run: Buffer;
+  /** As of the moment the connection was made. */
+  readonly facts: RedisFacts;
+}
+
+export class RedisConnection {
+  readonly #redis: Redis;
+  #server: RedisServer | undefined;
+  #opening: Promise<void> | undefined;
+  /** Why there is no connection, where its end said so. */
+  #trouble: Error | undefined;
+
+  constructor(url: string, log: Logger) {
+    this.#redis = create(url, log);
+    this.#redis.on('error', (error) => {
+      this.#trouble = error;
+    });
+    // Another run of the server may be behind the same address: until it has said which it is, nothing is asked of it.
+    this.#redis.on('close', () => {
+      this.#server = undefined;
+    });
+    this.#redis.on('ready', () => {
+      this.#trouble = undefined;
+      this.#opening = this.#introduce();
+    });
+  }
+
+  /**
+   * Runs commands. Where there is no connection it throws why, since the driver's own words for that are about its
+   * options.
+   */
+  async use<T>(commands: (redis: Redis, server: RedisServer) => Promise<T>): Promise<T> {
+    if (!this.#server) await this.#opened();
+    const server = this.#server;
+    if (!server) throw this.#lost();
+    try {
+      return await commands(this.#redis, server);
+    } catch (error) {
+      throw isReply(error) || isOurs(error) ? error : this.#lost();
+    }
+  }
+
+  async run(script: string, keys: readonly string[], args: readonly (string | number | Buffer)[]): Promise<unknown> {
+    return this.use((redis) => evaluate(redis, script, keys, args));
+  }
+
+  close(): void {
+    this.#redis.disconnect();
+  }
+
+  /** Whoever comes while the connection is being made waits for it; a reconnection is waited for by nobody. */
+  async #opened(): Promise<void> {
+    if (this.#redis.status === 'wait') {
+      this.#opening = this.#redis
+        .connect()
+        .then(() => this.#opening)
+        .catch(() => undefined);
+    } else if (this.#redis.status === 'ready' && !this.#opening) {
+      this.#opening = this.#introduce();
+    }
+    await this.#opening;
+  }
+
+  async #introduce(): Promise<void> {
+    try {
+      const facts = factsOf(await this.#redis.info());
+      if (!facts.runId) throw new Error('INFO does not tell the run_id, without which a restart goes unnoticed');
+      if (facts.loading) throw new Error('it is still loading its data');
+      this.#server = { run: runToken(facts.runId), facts };
+    } catch (error) {
+      this.#trouble = error as Error;
+    } finally {
+      this.#opening = undefined;
+    }
+  }
+
+  #lost(): Error {
+    return this.#trouble ?? new Error('the connection was lost');
+  }
+}
+
+export function isReply(error: unknown): error is Error {
+  return error instanceof Error && error.name === 'ReplyError';
+}
+
+const digests = new Map<string, string>();
+
+/** By its digest, which Redis knows unless it was restarted. */
+async function evaluate(
+  redis: Redis,
+  script: string,
+  keys: readonly string[],
+  args: readonly (string | number | Buffer)[],
+) {
+  let digest = digests.get(script);
+  if (!digest) {
+    digest = createHash('sha1').update(script).digest('hex');
+    digests.set(script, digest);
+  }
+  try {
+    return await redis.evalsha(digest, keys.length, ...keys, ...args);
+  } catch (error) {
+    if (!isReply(error) || !error.message.startsWith('NOSCRIPT')) throw error;
+    return redis.eval(script, keys.length, ...keys, ...args);
+  }
+}
+
+function create(url: string, log: Logger): Redis {
+  const redis = new Redis(url, {
+    lazyConnect: true,
+    // A command either goes out now or fails now: the guard decides what that means.
+    enableOfflineQueue: false,
+    maxRetriesPerRequest: 0,
+    // A write that its caller has given up on must not land after a newer one.
+    autoResendUnfulfilledCommands: false,
+    // The introduction asks for more.
+    enableReadyCheck: false,
+    connectTimeout: 2000,
+    retryStrategy: (times) => Math.min(50 * times, 1000),
+  });
+  // Without a listener a lost connection would end the process. The guard reports outages; this is for the curious.
+  redis.on('error', (error) => log.debug({ err: error }, 'cache connection error'));
+  return redis;
+}

@@ -1,0 +1,3 @@
+// to come
+export type CacheStatistics = Record<string, unknown>;
+export async function readStatistics(_: unknown): Promise<CacheStatistics> { return {}; }
