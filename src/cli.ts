@@ -4,6 +4,7 @@ import { resolve } from 'node:path';
 import { Command, InvalidArgumentError } from 'commander';
 import { run } from '../workers/main.js';
 import { type App, connect } from './app.js';
+import { addCacheCommands } from './cache-commands.js';
 import { type Config, type Env, namesNoServer, readEnv, toConfig } from './config.js';
 import { isMigrated, migrate } from './db/migrate.js';
 import { demo } from './demo/demo.js';
@@ -59,6 +60,8 @@ program
     await migrate(config.postgres, { queueOnPostgres: config.queue.backend === 'postgres', renamePythonTables });
     say('The database is up to date.');
   });
+
+addCacheCommands(program, async () => disposable(connect({ ...(await configured()), logLevel: 'warn' })));
 
 program
   .command('demo')

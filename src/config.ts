@@ -45,6 +45,8 @@ export interface Config {
     readonly faceDetection: number;
     readonly crawl: number;
   };
+  /** Rows older than this many days are deleted once a day; `null` keeps them for ever. */
+  readonly cleanupDays: number | null;
   readonly logLevel: LogLevel;
   readonly shutdownTimeoutMs: number;
 }
@@ -167,6 +169,7 @@ const VARIABLES = {
   CACHE_TTL_PHASH: integer(7200, 1),
   CACHE_TTL_FACE_DETECTION: integer(3600, 1),
   CACHE_TTL_CRAWL: integer(86_400, 1),
+  CLEANUP_DAYS: { ...integer(0, 1), fallback: null } as Variable<number | null>,
   FETCH_MAX_BYTES: integer(20 * 1024 * 1024, 1, 1024 ** 3),
   FETCH_TIMEOUT_MS: integer(30_000, 1, 3_600_000),
   FETCH_ALLOW: addressRules,
@@ -243,6 +246,7 @@ export function toConfig(env: Env): Config {
       faceDetection: values.CACHE_TTL_FACE_DETECTION,
       crawl: values.CACHE_TTL_CRAWL,
     },
+    cleanupDays: values.CLEANUP_DAYS,
     logLevel: values.LOG_LEVEL,
     shutdownTimeoutMs: values.SHUTDOWN_TIMEOUT_MS,
   };

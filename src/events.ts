@@ -147,6 +147,19 @@ export class Events {
     if (this.#due(`queue ${queue}`)) this.log.warn({ queue, err: error }, 'queue connection error');
   }
 
+  cleaned(tables: readonly { tableName: string; deletedCount: number }[]): void {
+    const deleted = Object.fromEntries(tables.map(({ tableName, deletedCount }) => [tableName, deletedCount]));
+    this.log.info({ deleted }, 'deleted what was too old');
+  }
+
+  /** A queue's Redis that evicts loses jobs without an error. */
+  queueAtRisk(policy: string, limited: boolean): void {
+    this.log[limited ? 'error' : 'warn'](
+      { policy },
+      "the queue's Redis may evict jobs: set its maxmemory-policy to noeviction, or name another Redis in QUEUE_REDIS_URL",
+    );
+  }
+
   swept(enqueued: number): void {
     if (enqueued > 0) this.log.info({ enqueued }, 'enqueued embeddings that were missing');
   }

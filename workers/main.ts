@@ -4,6 +4,7 @@ import type { App } from '../src/app.js';
 import { createServer } from '../src/http/server.js';
 import { Closer } from '../src/lifecycle.js';
 import type { QueueName } from '../src/queues/contract.js';
+import { watchQueueStore } from './queue-watch.js';
 import { startWorkers } from './start.js';
 
 export interface Running {
@@ -21,6 +22,7 @@ export async function run(
   const { host, port } = app.config.http;
   const address = await listen(server, host, api ? { PORT: port } : { METRICS_PORT: app.config.metricsPort });
   const workers = startWorkers(app, names);
+  const watch = watchQueueStore(app);
   app.log.info({ address, workers: names, api }, 'service started');
   return {
     address,
@@ -29,6 +31,7 @@ export async function run(
       await using closer = new Closer();
       closer.add('app', app, (one) => one.close());
       closer.add('server', server, (one) => one.close());
+      closer.add('queue watch', watch, (one) => one.stop());
       await workers.stop(app.config.shutdownTimeoutMs);
       await closer.close();
       app.log.info('service stopped');

@@ -1,5 +1,7 @@
-/** Enqueues the embeddings that a crash left out, and forgets claims of long ago: at start and every 5 minutes. */
-
+/**
+ * What crashes leave behind and time makes old, at start and every 5 minutes: enqueues embeddings that are missing,
+ * forgets claims of long ago, deletes what was invalidated; and once a day, where that is asked for, what is too old.
+ */
 import type { App } from '../src/app.js';
 import { unembeddedSince } from '../src/cache/unembedded.js';
 import { TierUnavailableError } from '../src/errors.js';
@@ -7,16 +9,23 @@ import { Periodic } from '../src/lifecycle.js';
 import { type EmbeddingPayload, embeddingQueue } from '../src/queues/embedding.js';
 
 const EVERY_MS = 5 * 60_000;
+const DAY_MS = 24 * 60 * 60_000;
 /** Rounds after the first look back this much further than the last one: a slow transaction commits late. */
 const OVERLAP_MS = 10 * 60_000;
 
 export function startSweep(app: App, model: string): Periodic {
   let since = new Date(0);
+  let cleanedAt = Number.NEGATIVE_INFINITY;
   const round = async (signal: AbortSignal) => {
     try {
       const started = Date.now();
       app.events.swept(await enqueueMissing(app, model, since, signal));
       await app.claims.forgetExpired();
+      app.connection.invalidation.purge();
+      if (app.config.cleanupDays !== null && started - cleanedAt >= DAY_MS) {
+        app.events.cleaned(await app.connection.cleanup(app.config.cleanupDays, signal));
+        cleanedAt = started;
+      }
       if (!signal.aborted) since = new Date(started - OVERLAP_MS);
     } catch (error) {
       // An outage is reported by the guard, and the next round covers what this one did not.

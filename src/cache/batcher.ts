@@ -45,10 +45,7 @@ export class Batcher<Item, Result> {
     while (this.#waiting.length > 0 && this.#running < this.options.inFlight) {
       const calls = this.#take();
       this.#running += 1;
-      this.#execute(calls).finally(() => {
-        this.#running -= 1;
-        this.#start();
-      });
+      this.#execute(calls);
     }
   }
 
@@ -61,8 +58,14 @@ export class Batcher<Item, Result> {
     return this.#waiting.splice(0, end < 0 ? this.#waiting.length : end);
   }
 
-  /** Never rejects: the calls do. */
   async #execute(calls: readonly Call<Item, Result>[]): Promise<void> {
+    await this.#settle(calls);
+    this.#running -= 1;
+    this.#start();
+  }
+
+  /** Never rejects: the calls do. */
+  async #settle(calls: readonly Call<Item, Result>[]): Promise<void> {
     const [only] = calls;
     try {
       const results = await this.run(calls.length === 1 && only ? only.items : calls.flatMap(({ items }) => items));
@@ -74,7 +77,7 @@ export class Batcher<Item, Result> {
       }
     } catch (error) {
       if (calls.length > 1 && this.options.mayBeOnes?.(error)) {
-        for (const call of calls) await this.#execute([call]);
+        for (const call of calls) await this.#settle([call]);
       } else {
         for (const { reject } of calls) reject(error);
       }

@@ -22,7 +22,7 @@ const FRESH_MS = 900;
 /** An overwrite is given this long to be confirmed by its own writer: longer than Redis' deadline. */
 const CONFIRM_MS = 300;
 /** Overwrites to remember. Where there are more, Redis is not believed at all until they are worked off. */
-const MOST_REPAIRS = 1_000;
+const MOST_REPAIRS = 10_000;
 const ALL_TENANTS = '*';
 
 const CHANGES = {

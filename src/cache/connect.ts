@@ -6,6 +6,7 @@ import type { Events } from '../events.js';
 import { checkKinds } from '../kinds/index.js';
 import { Closer } from '../lifecycle.js';
 import type { Logger } from '../logger.js';
+import { type CleanedTable, cleanup } from './cleanup.js';
 import { Coherence } from './coherence.js';
 import { Guard } from './guard.js';
 import { HybridCache, type Tiers } from './hybrid.js';
@@ -28,6 +29,8 @@ export interface CacheConnection {
   readonly journal: Journal | null;
   readonly counts: LookupCounts;
   readonly pool: Pool;
+  /** See `cleanup`. */
+  cleanup(days: number, signal?: AbortSignal): Promise<CleanedTable[]>;
   close(): Promise<void>;
 }
 
@@ -83,5 +86,14 @@ export function connectCache(
   const invalidation = closer.add('invalidation', new Invalidation(tiers, pool, coherence, events), (one) =>
     one.close(),
   );
-  return { tiers, hybrid, invalidation, journal, counts, pool, close: () => closer.close() };
+  return {
+    tiers,
+    hybrid,
+    invalidation,
+    journal,
+    counts,
+    pool,
+    cleanup: (days, signal) => cleanup({ pool, guard: postgresGuard }, days, signal),
+    close: () => closer.close(),
+  };
 }

@@ -43,7 +43,7 @@ interface Running {
   /** At first half of the deadline, when the server is asked whether it answers at all; then its end. */
   due: number;
   readonly deadlineMs: number;
-  readonly reject: (error: unknown) => void;
+  readonly fail: (error: unknown) => void;
   answered?: Promise<boolean>;
 }
 
@@ -88,19 +88,25 @@ export class Guard {
    *
    * @throws {TierUnavailableError} when the tier is away; any other error of the operation as it is.
    */
-  async run<T>(operation: TierOperation, work: () => Promise<T>, deadlineMs = this.deadlineMs): Promise<T> {
+  run<T>(operation: TierOperation, work: () => Promise<T>, deadlineMs = this.deadlineMs): Promise<T> {
     if (!this.isUp) {
       this.events.tierFailed(this.tier.name, operation, 'refused');
-      throw new TierUnavailableError(this.tier.name, this.#reason);
+      return Promise.reject(new TierUnavailableError(this.tier.name, this.#reason));
     }
     const started = performance.now();
-    try {
-      const result = await this.#inTime(work(), started, deadlineMs);
-      this.events.tierAnswered(this.tier.name, operation, (performance.now() - started) / 1000);
-      return result;
-    } catch (error) {
-      throw this.#judged(operation, error, started);
-    }
+    return new Promise<T>((resolve, reject) => {
+      const fail = (error: unknown) => {
+        if (this.#running.delete(running)) reject(this.#judged(operation, error, started));
+      };
+      const running: Running = { due: started + deadlineMs / 2, deadlineMs, fail };
+      this.#running.add(running);
+      if (running.due < this.#watchedUntil) this.#watchUntil(running.due);
+      work().then((result) => {
+        if (!this.#running.delete(running)) return;
+        this.events.tierAnswered(this.tier.name, operation, (performance.now() - started) / 1000);
+        resolve(result);
+      }, fail);
+    });
   }
 
   /** Checks the tier now, for a readiness answer. Never throws. */
@@ -166,16 +172,6 @@ export class Guard {
     this.#probe.unref();
   }
 
-  /** The result of `work`, or a DeadlineError that says whether the server answers at all. */
-  #inTime<T>(work: Promise<T>, started: number, deadlineMs: number): Promise<T> {
-    return new Promise<T>((resolve, reject) => {
-      const running: Running = { due: started + deadlineMs / 2, deadlineMs, reject };
-      this.#running.add(running);
-      if (running.due < this.#watchedUntil) this.#watchUntil(running.due);
-      work.then(resolve, reject).finally(() => this.#running.delete(running));
-    });
-  }
-
   /** One timer for all operations: most of them end long before it, and a timer for each would cost more than they do. */
   #watchUntil(moment: number): void {
     clearTimeout(this.#watch);
@@ -201,10 +197,11 @@ export class Guard {
     if (next < Number.POSITIVE_INFINITY && !this.#closed) this.#watchUntil(next);
   }
 
+  /** Its end, unless the answer is among what the sockets have for us. */
   async #expire(one: Running): Promise<void> {
-    this.#running.delete(one);
+    one.due = Number.POSITIVE_INFINITY;
     await socketsRead();
-    one.reject(new DeadlineError(one.deadlineMs, (await one.answered) ?? false));
+    one.fail(new DeadlineError(one.deadlineMs, (await one.answered) ?? false));
   }
 
   /** One ping at a time, whoever asks. */

@@ -11,6 +11,7 @@
 import { TierUnavailableError } from '../errors.js';
 import type { Events } from '../events.js';
 import type { Kind } from '../kinds/kind.js';
+import type { LookupResult } from '../metrics.js';
 import { Batcher } from './batcher.js';
 import type { Coherence } from './coherence.js';
 import type { Guard } from './guard.js';
@@ -49,8 +50,14 @@ export interface Tiers {
 
 /** Look-ups that were sent off together. */
 interface Flight {
-  readonly lookups: Lookup[];
-  answers: Promise<Answer[]>;
+  lookups: Lookup[];
+  /** Until they have landed. */
+  answers: Promise<Answer[]> | undefined;
+}
+
+interface Place {
+  readonly flight: Flight;
+  readonly index: number;
 }
 
 const BATCH = { inFlight: 4, most: 1_000 };
@@ -61,7 +68,7 @@ const UNKNOWN: Answer = { state: 'unknown' };
 
 export class HybridCache {
   /** Of each entry that is being looked up: where its answer will be. Whoever asks meanwhile waits for the same. */
-  readonly #flights = new Map<string, { readonly flight: Flight; readonly index: number }>();
+  readonly #flights = new Map<string, Place>();
   readonly #redisReads: Batcher<Lookup, Found>;
   readonly #redisWrites: Batcher<Stored, boolean>;
   /** One for each combination of kinds, so that a table that is locked holds up nobody who does not ask for it. */
@@ -92,25 +99,15 @@ export class HybridCache {
     if (lookups.length === 0) return [];
     const begun = this.#begin();
     if (begun) await begun;
-    const own: Flight = { lookups: [], answers: undefined as never };
-    let shared = false;
-    const places = lookups.map((one) => {
-      const under = this.#flights.get(one.id);
-      if (under) {
-        shared ||= under.flight !== own;
-        return under;
-      }
-      const place = { flight: own, index: own.lookups.push(one) - 1 };
-      this.#flights.set(one.id, place);
-      return place;
-    });
-    if (own.lookups.length > 0) own.answers = this.#ask(own.lookups).finally(() => this.#land(own));
-    const mine = own.lookups.length > 0 ? await own.answers : [];
+    const own: Flight = { lookups: [], answers: undefined };
+    const places = lookups.map((one) => this.#flights.get(one.id) ?? this.#board(own, one));
+    if (own.lookups.length > 0) own.answers = this.#fly(own);
+    // Where all were boarded now, and none twice, the answers are in the order of the look-ups.
     const answers =
-      shared || mine.length < places.length
-        ? await Promise.all(places.map(async ({ flight, index }) => (await flight.answers)[index] as Answer))
-        : mine;
-    return lookups.map((one, i) => this.#given(one, answers[i] as Answer));
+      own.answers && own.lookups.length === places.length
+        ? await own.answers
+        : await Promise.all(places.map(async ({ flight, index }) => (await flight.answers)?.[index] as Answer));
+    return this.#given(lookups, answers);
   }
 
   /** PostgreSQL, then Redis. Never throws because a tier is away: `durable` says what happened. */
@@ -149,6 +146,20 @@ export class HybridCache {
     return this.coherence.begin();
   }
 
+  #board(flight: Flight, one: Lookup): Place {
+    const place = { flight, index: flight.lookups.push(one) - 1 };
+    this.#flights.set(one.id, place);
+    return place;
+  }
+
+  async #fly(flight: Flight): Promise<Answer[]> {
+    try {
+      return await this.#ask(flight.lookups);
+    } finally {
+      this.#land(flight);
+    }
+  }
+
   async #ask(lookups: readonly Lookup[]): Promise<Answer[]> {
     const hot = this.tiers.redis ? await this.#redisReads.add(lookups) : lookups.map(() => ABSENT);
     const answers = hot.map((found) => (found.state === 'value' ? hit(found, 'redis') : MISS));
@@ -169,6 +180,9 @@ export class HybridCache {
     for (const { id } of flight.lookups) {
       if (this.#flights.get(id)?.flight === flight) this.#flights.delete(id);
     }
+    // A map that grows and shrinks leaves old tables of itself behind, which would hold on to the values.
+    flight.lookups = [];
+    flight.answers = undefined;
   }
 
   /** What Redis has and may be believed; nothing where it is away. Never rejects. */
@@ -274,16 +288,23 @@ export class HybridCache {
     });
   }
 
-  /** The answer as it is given, and counted: the tenant may have been invalidated since the tiers were asked. */
-  #given({ tenantId, kind }: Lookup, answer: Answer): Answer {
-    const alive = answer.state !== 'hit' || this.coherence.reaches(tenantId, answer.generation);
-    const given = alive ? answer : MISS;
-    const result =
-      given.state === 'hit' ? (`${given.tier}_hit` as const) : given.state === 'miss' ? ('miss' as const) : 'error';
-    this.events.lookup(kind.name, result);
-    this.counts.count(kind.name, result);
-    return given;
+  /** The answers as they are given, and counted: a tenant may have been invalidated since the tiers were asked. */
+  #given(lookups: readonly Lookup[], answers: readonly Answer[]): Answer[] {
+    return lookups.map(({ tenantId, kind }, i) => {
+      const answer = answers[i] as Answer;
+      const alive = answer.state !== 'hit' || this.coherence.reaches(tenantId, answer.generation);
+      const given = alive ? answer : MISS;
+      const result = resultOf(given);
+      this.events.lookup(kind.name, result);
+      this.counts.count(kind.name, result);
+      return given;
+    });
   }
+}
+
+function resultOf(answer: Answer): LookupResult {
+  if (answer.state !== 'hit') return answer.state === 'miss' ? 'miss' : 'error';
+  return answer.tier === 'redis' ? 'redis_hit' : 'postgres_hit';
 }
 
 function batcherFor<Item extends Lookup, Result>(

@@ -7,6 +7,7 @@ import type { Events } from '../events.js';
 import { KINDS } from '../kinds/index.js';
 import { Periodic, within } from '../lifecycle.js';
 import type { Logger } from '../logger.js';
+import { factsOf, type RedisFacts } from '../redis-info.js';
 import type { Guard } from './guard.js';
 import type { PostgresTier } from './postgres-tier.js';
 import { RedisConnection } from './redis-connection.js';
@@ -79,6 +80,11 @@ export class Journal {
   /** How many writes wait for PostgreSQL. */
   async pending(): Promise<number> {
     return this.#connection.use((redis) => redis.xlen(this.#key));
+  }
+
+  /** What the queue's Redis says of itself now. */
+  async facts(): Promise<RedisFacts> {
+    return this.#connection.use(async (redis) => factsOf(await redis.info()));
   }
 
   /** Never rejects. Several processes may do it at once: stamps make the second of two a no-op. */

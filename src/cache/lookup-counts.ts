@@ -1,26 +1,72 @@
-/** What this service's own look-ups found, by kind: what `getCacheStats` tells, and `resetCacheStats` begins anew. */
+/** How this service's own look-ups were answered since it began: what a server's figures, shared by many, cannot tell. */
 import { KIND_NAMES, type KindName, type LookupResult } from '../metrics.js';
 
-export type CountsByResult = Record<LookupResult, number>;
+/** Rates are percent of all requests with two decimals, `null` where there were none. */
+export interface LookupStatistics {
+  readonly redisHits: number;
+  readonly postgresHits: number;
+  readonly misses: number;
+  /** Asked while no tier could tell. */
+  readonly errors: number;
+  readonly totalHits: number;
+  readonly totalRequests: number;
+  readonly hitRate: number | null;
+  readonly redisHitRate: number | null;
+  readonly postgresHitRate: number | null;
+}
 
-const NONE: CountsByResult = { redis_hit: 0, postgres_hit: 0, miss: 0, error: 0 };
+export interface ServiceStatistics extends LookupStatistics {
+  readonly byKind: Readonly<Record<KindName, LookupStatistics>>;
+}
+
+type Counts = Record<LookupResult, number>;
 
 export class LookupCounts {
-  #counts = fresh();
+  #counts = byKind(nothing);
 
+  /** Once a look-up: no more than an addition. */
   count(kind: KindName, result: LookupResult): void {
-    this.#counts[kind][result] += 1;
+    this.#counts[kind][result]++;
   }
 
   reset(): void {
-    this.#counts = fresh();
+    this.#counts = byKind(nothing);
   }
 
-  snapshot(): Record<KindName, CountsByResult> {
-    return structuredClone(this.#counts);
+  snapshot(): ServiceStatistics {
+    const sum = nothing();
+    for (const counts of Object.values(this.#counts)) {
+      for (const result of Object.keys(sum) as LookupResult[]) sum[result] += counts[result];
+    }
+    return { ...withRates(sum), byKind: byKind((kind) => withRates(this.#counts[kind])) };
   }
 }
 
-function fresh(): Record<KindName, CountsByResult> {
-  return Object.fromEntries(KIND_NAMES.map((kind) => [kind, { ...NONE }])) as Record<KindName, CountsByResult>;
+/** Percent with two decimals; `null` of nothing. */
+export function percentage(part: number, whole: number): number | null {
+  return whole === 0 ? null : Math.round((part / whole) * 10_000) / 100;
+}
+
+function nothing(): Counts {
+  return { redis_hit: 0, postgres_hit: 0, miss: 0, error: 0 };
+}
+
+function byKind<T>(make: (kind: KindName) => T): Record<KindName, T> {
+  return Object.fromEntries(KIND_NAMES.map((kind) => [kind, make(kind)])) as Record<KindName, T>;
+}
+
+function withRates({ redis_hit: redisHits, postgres_hit: postgresHits, miss: misses, error: errors }: Counts) {
+  const totalHits = redisHits + postgresHits;
+  const totalRequests = totalHits + misses + errors;
+  return {
+    redisHits,
+    postgresHits,
+    misses,
+    errors,
+    totalHits,
+    totalRequests,
+    hitRate: percentage(totalHits, totalRequests),
+    redisHitRate: percentage(redisHits, totalRequests),
+    postgresHitRate: percentage(postgresHits, totalRequests),
+  };
 }

@@ -266,7 +266,13 @@ export class HybridCacheService {
 
   /** What both tiers hold, and what this service's look-ups found since it began or was reset. Always resolves. */
   async getCacheStats(): Promise<CacheStatistics> {
-    return readStatistics(this.#connection);
+    const { tiers, pool, counts } = this.#connection;
+    const { redis, postgres } = tiers;
+    return readStatistics({
+      redis: redis && { info: () => redis.guard.run('query', () => redis.tier.info()) },
+      postgres: { query: (text) => postgres.guard.run('query', () => pool.query(text)) },
+      counts,
+    });
   }
 
   /** Begins the service's own counts anew. Counters of `/metrics` only rise. */

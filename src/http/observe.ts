@@ -28,8 +28,18 @@ export function healthRoutes(server: FastifyInstance, app: App): void {
  * Gauges that are read from the queues' store at each scrape. Only processes that serve the API have them, so that N
  * scraped processes do not count N times. A store that is away leaves its gauges out.
  */
-export function storeGauges({ metrics, queues }: App): void {
+export function storeGauges({ metrics, queues, connection }: App): void {
   const registers = [metrics.registry];
+  new Gauge({
+    name: 'hybrid_cache_replay_pending',
+    help: "Writes that wait for PostgreSQL, in the queue's Redis.",
+    registers,
+    async collect() {
+      const pending = await connection.journal?.pending().catch(() => null);
+      if (typeof pending === 'number') this.set(pending);
+      else if (connection.journal) this.remove();
+    },
+  });
   new Gauge({
     name: 'bullmq_job_count',
     help: 'Jobs by queue and state.',

@@ -2,7 +2,7 @@
 import type { Pool } from 'pg';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { PostgresTier } from '../../src/cache/postgres-tier.js';
-import { type Entry, entry, lookup } from '../../src/cache/tier.js';
+import { type Entry, entry, type Lookup } from '../../src/cache/tier.js';
 import { createPool } from '../../src/db/client.js';
 import { crawlContents, crawlUrls } from '../../src/kinds/crawl.js';
 import { sha256 } from '../../src/kinds/identity.js';
@@ -12,7 +12,7 @@ import { crawlContent, crawlUrl, examples, MOMENT } from '../kinds/examples.js';
 import { createWorld, type World } from '../support/world.js';
 import { Relay } from './relay.js';
 import { freshTenant } from './support.js';
-import { tierSuite } from './tier-suite.js';
+import { plain, tierSuite } from './tier-suite.js';
 
 let world: World;
 let pool: Pool;
@@ -32,14 +32,19 @@ afterAll(async () => {
 tierSuite(async () => {
   const relay = await Relay.to(world.databaseUrl);
   const own = createPool({ connectionString: relay.url }, createLogger('silent'));
+  const opened = new PostgresTier(own);
   return {
-    tier: new PostgresTier(own),
-    relay,
-    damage: async (tenantId, { kind, key }) => {
+    read: (lookups) => opened.read(lookups),
+    write: (entries) => opened.write(entries),
+    ping: () => opened.ping(),
+    judge: (error) => opened.judge(error),
+    relays: [relay],
+    damage: async ({ kind, tenantId, parts }) => {
       const text = `update ${kind.table.name} set payload = 'not ours' where tenant_id = $1 and content_hash = $2`;
-      const { rowCount } = await pool.query(text, [tenantId, kind.key(key)[0]]);
+      const { rowCount } = await pool.query(text, [tenantId, parts[0]]);
       expect(rowCount).toBe(1);
     },
+    damaged: { state: 'corrupt', error: expect.any(Error), version: expect.any(Number) },
     [Symbol.asyncDispose]: async () => {
       await own.end();
       await relay[Symbol.asyncDispose]();
@@ -47,15 +52,17 @@ tierSuite(async () => {
   };
 });
 
+const read = async (lookups: readonly Lookup[]) => plain(await tier.read(lookups));
+
 test('of two versions of a URL the one fetched last counts, whichever was written last, and both are kept', async () => {
   const tenant = freshTenant();
   const key = sha256('https://example.com/changing.jpg');
-  const version = (name: string, fetchedAt: number) => entry(crawlUrls, key, crawlUrl(name, { fetchedAt }));
+  const version = (name: string, fetchedAt: number) => entry(tenant, crawlUrls, key, crawlUrl(name, { fetchedAt }));
   const [older, newer] = [version('older', MOMENT), version('newer', MOMENT + 1)];
-  expect(await tier.write(tenant, [newer])).toEqual([newer]);
+  expect(await tier.write([newer])).toMatchObject([newer]);
   // The late writer is told what the URL is known as.
-  expect(await tier.write(tenant, [older])).toEqual([newer]);
-  expect(await tier.read(tenant, [older])).toEqual([{ state: 'value', value: newer.value }]);
+  expect(await tier.write([older])).toMatchObject([newer]);
+  expect(await read([older])).toEqual([{ state: 'value', value: newer.value }]);
   const { rows } = await pool.query('select raw_key from crawl_cache where tenant_id = $1 order by fetched_at', [
     tenant,
   ]);
@@ -65,10 +72,15 @@ test('of two versions of a URL the one fetched last counts, whichever was writte
 test('the same version again renews its row', async () => {
   const tenant = freshTenant();
   const key = sha256('https://example.com/same.jpg');
-  await tier.write(tenant, [entry(crawlUrls, key, crawlUrl('same'))]);
-  const again = entry(crawlUrls, key, crawlUrl('same', { fetchedAt: MOMENT + 5, sourceUrl: null, jobId: 'second' }));
-  await tier.write(tenant, [again]);
-  expect(await tier.read(tenant, [again])).toEqual([{ state: 'value', value: again.value }]);
+  await tier.write([entry(tenant, crawlUrls, key, crawlUrl('same'))]);
+  const again = entry(
+    tenant,
+    crawlUrls,
+    key,
+    crawlUrl('same', { fetchedAt: MOMENT + 5, sourceUrl: null, jobId: 'second' }),
+  );
+  await tier.write([again]);
+  expect(await read([again])).toEqual([{ state: 'value', value: again.value }]);
   const { rows } = await pool.query('select count(*)::int as n from crawl_cache where tenant_id = $1', [tenant]);
   expect(rows).toEqual([{ n: 1 }]);
 });
@@ -76,40 +88,38 @@ test('the same version again renews its row', async () => {
 test('a version that is written again with an older time keeps its newer row', async () => {
   const tenant = freshTenant();
   const key = sha256('https://example.com/late.jpg');
-  const at = (fetchedAt: number) => entry(crawlUrls, key, crawlUrl('late', { fetchedAt, jobId: `${fetchedAt}` }));
-  await tier.write(tenant, [at(MOMENT)]);
-  expect(await tier.write(tenant, [at(MOMENT - 1)])).toEqual([at(MOMENT)]);
-  expect(await tier.write(tenant, [at(MOMENT + 1)])).toEqual([at(MOMENT + 1)]);
-  expect(await tier.read(tenant, [at(0)])).toEqual([{ state: 'value', value: at(MOMENT + 1).value }]);
+  const at = (fetchedAt: number) =>
+    entry(tenant, crawlUrls, key, crawlUrl('late', { fetchedAt, jobId: `${fetchedAt}` }));
+  await tier.write([at(MOMENT)]);
+  expect(await tier.write([at(MOMENT - 1)])).toMatchObject([at(MOMENT)]);
+  expect(await tier.write([at(MOMENT + 1)])).toMatchObject([at(MOMENT + 1)]);
+  expect(await read([at(0)])).toEqual([{ state: 'value', value: at(MOMENT + 1).value }]);
 });
 
 test('the first content record stays, and a later writer is told what stays', async () => {
   const tenant = freshTenant();
-  const first = entry(crawlContents, sha256('kept'), crawlContent('first'));
-  const later = entry(crawlContents, sha256('kept'), crawlContent('later', { thumbnailKey: null, width: 7 }));
-  expect(await tier.write(tenant, [first])).toEqual([first]);
-  expect(await tier.write(tenant, [later])).toEqual([first]);
-  expect(await tier.read(tenant, [later])).toEqual([{ state: 'value', value: first.value }]);
+  const first = entry(tenant, crawlContents, sha256('kept'), crawlContent('first'));
+  const later = entry(tenant, crawlContents, sha256('kept'), crawlContent('later', { thumbnailKey: null, width: 7 }));
+  expect(await tier.write([first])).toMatchObject([first]);
+  expect(await tier.write([later])).toMatchObject([first]);
+  expect(await read([later])).toEqual([{ state: 'value', value: first.value }]);
 });
 
 test('in a batch a later writer is told what stays of each entry, and the others stand as written', async () => {
   const tenant = freshTenant();
-  const content = (name: string, by: string) => entry(crawlContents, sha256(name), crawlContent(by));
-  await tier.write(tenant, [content('b', 'first')]);
-  const phash = entry(perceptualHashes, sha256('a'), '00ff00ff00ff00ff');
+  const content = (name: string, by: string) => entry(tenant, crawlContents, sha256(name), crawlContent(by));
+  await tier.write([content('b', 'first')]);
+  const phash = entry(tenant, perceptualHashes, sha256('a'), '00ff00ff00ff00ff');
   const batch = [content('a', 'later'), phash, content('b', 'later'), content('c', 'later')];
-  const standing = await tier.write(tenant, batch);
-  expect(standing).toHaveLength(batch.length);
-  expect(standing).toEqual(
-    expect.arrayContaining([content('a', 'later'), phash, content('b', 'first'), content('c', 'later')]),
-  );
+  const standing = await tier.write(batch);
+  expect(standing).toMatchObject([content('a', 'later'), phash, content('b', 'first'), content('c', 'later')]);
 });
 
 test('of fifty writers of one content record one wins, and all are told the same', async () => {
   const tenant = freshTenant();
   const standing = await Promise.all(
     Array.from({ length: 50 }, (_, i) =>
-      tier.write(tenant, [entry(crawlContents, sha256('raced'), crawlContent(`writer-${i}`))]),
+      tier.write([entry(tenant, crawlContents, sha256('raced'), crawlContent(`writer-${i}`))]),
     ),
   );
   const told = new Set(standing.map(([one]) => (one?.value as { rawKey: string }).rawKey));
@@ -118,12 +128,12 @@ test('of fifty writers of one content record one wins, and all are told the same
 
 test('a batch is written whole or not at all', async () => {
   const tenant = freshTenant();
-  const good = entry(perceptualHashes, sha256('good'), 'text');
-  const bad = entry(crawlUrls, sha256('bad'), crawlUrl('bad', { rawKey: 'no\0text' }));
-  const failure = await tier.write(tenant, [good, bad]).catch((error: unknown) => error);
+  const good = entry(tenant, perceptualHashes, sha256('good'), 'text');
+  const bad = entry(tenant, crawlUrls, sha256('bad'), crawlUrl('bad', { rawKey: 'no\0text' }));
+  const failure = await tier.write([good, bad]).catch((error: unknown) => error);
   expect(failure).toMatchObject({ code: '22021' });
   expect(tier.judge(failure)).toBe('wrong');
-  expect(await tier.read(tenant, [good])).toEqual([{ state: 'absent' }]);
+  expect(await read([good])).toEqual([{ state: 'absent' }]);
 });
 
 test('a look-up walks the primary key of its table', async () => {
@@ -135,29 +145,34 @@ test('a look-up walks the primary key of its table', async () => {
     return pool.query(statement);
   };
   const watched = new PostgresTier(Object.assign(Object.create(pool) as Pool, { query }));
-  for (const { kind, key } of examples()) {
-    await watched.read(tenant, [lookup(kind, key as never)]);
+  for (const one of examples(tenant)) {
+    await watched.read([one]);
     const { text, values } = seen.at(-1) ?? { text: '', values: [] };
     const { rows } = await pool.query<{ 'QUERY PLAN': string }>(`explain (costs off) ${text}`, values);
     const plan = rows.map((row) => row['QUERY PLAN']).join('\n');
-    expect(plan).toMatch(new RegExp(`Index.* Scan.* ${kind.table.name}_[a-z_]*pk`));
+    expect(plan).toMatch(new RegExp(`Index.* Scan.* ${one.kind.table.name}_pk`));
     expect(plan).not.toContain('Seq Scan');
   }
-  expect(seen).toHaveLength(examples().length);
+  expect(seen).toHaveLength(examples(tenant).length);
 });
 
-/** Two thousand rows of every kind, and statistics that know of them: of an empty table, a scan is the best plan. */
+/** Two thousand rows of every kind, as many tenants that were invalidated, and statistics that know of them: of an empty table, a scan is the best plan. */
 async function fill(tenant: string): Promise<void> {
-  const rows = Array.from({ length: 2_000 }, (_, i) => examples(`row ${i}`));
-  for (let i = 0; i < rows.length; i += 200) await tier.write(tenant, rows.slice(i, i + 200).flat());
+  const rows = Array.from({ length: 2_000 }, (_, i) => examples(tenant, `row ${i}`));
+  for (let i = 0; i < rows.length; i += 200) await tier.write(rows.slice(i, i + 200).flat());
+  await pool.query(
+    "insert into cache_generations (tenant_id, generation) select 'tenant ' || n, n from generate_series(1, 2000) as n",
+  );
   await pool.query('analyze');
 }
 
 test('an error tells a tier that is away from one that is unable, and from a wrong statement', () => {
   const sql = (code: string) => tier.judge(Object.assign(new Error('refused'), { code }));
   for (const code of ['08006', '53300', '57P01', '57P03', '28P01', '3D000']) expect(sql(code), code).toBe('away');
-  for (const code of ['25006', '42P01', '53100', '55P03', '57014']) expect(sql(code), code).toBe('unserved');
-  for (const code of ['22021', '23505', '40P01', '42601', '22P02']) expect(sql(code), code).toBe('wrong');
+  for (const code of ['25006', '42P01', '53100', '55P03', '57014', '40P01', '40001']) {
+    expect(sql(code), code).toBe('unserved');
+  }
+  for (const code of ['22021', '23505', '42601', '22P02']) expect(sql(code), code).toBe('wrong');
   expect(sql('ECONNREFUSED')).toBe('away');
   expect(tier.judge(new Error('Connection terminated unexpectedly'))).toBe('away');
   expect(tier.judge(new RangeError('of ours'))).toBe('wrong');
@@ -165,13 +180,152 @@ test('an error tells a tier that is away from one that is unable, and from a wro
 
 test('an entry of another kind is written in the same transaction', async () => {
   const tenant = freshTenant();
-  await tier.write(tenant, examples());
+  await tier.write(examples(tenant));
   const moments = new Set<string>();
-  for (const { kind } of examples() as Entry[]) {
+  for (const { kind } of examples(tenant)) {
     const text = `select created_at::text as at from ${kind.table.name} where tenant_id = $1`;
     const { rows } = await pool.query<{ at: string }>(text, [tenant]);
     for (const { at } of rows) moments.add(at);
   }
   // now() is the transaction's.
   expect(moments.size).toBe(1);
+});
+
+const NEWER = { generation: 1, overwrote: true };
+
+test('every value of a key is a version of its own, later than the one before', async () => {
+  const tenant = freshTenant();
+  const value = (text: string) => entry(tenant, perceptualHashes, sha256('versions'), text);
+  const before = Date.now() * 1_000;
+  const [first] = await tier.write([value('first')]);
+  const [second] = await tier.write([value('second')]);
+  const [third] = await tier.write([value('second')]);
+  expect(first).toMatchObject({ generation: 1, overwrote: false });
+  expect(second).toMatchObject(NEWER);
+  expect(third).toMatchObject(NEWER);
+  // The clock of PostgreSQL, which is this machine's; give or take its rounding.
+  expect(first?.version).toBeGreaterThanOrEqual(before - 1_000);
+  expect(second?.version).toBeGreaterThan(first?.version as number);
+  expect(third?.version).toBeGreaterThan(second?.version as number);
+  expect(await tier.read([value('')])).toMatchObject([{ value: 'second', version: third?.version, generation: 1 }]);
+});
+
+test('versions rise however far ahead the last one is', async () => {
+  const tenant = freshTenant();
+  const value = (text: string) => entry(tenant, perceptualHashes, sha256('ahead'), text);
+  await tier.write([value('first')]);
+  const ahead = (Date.now() + 3_600_000) * 1_000;
+  await pool.query('update perceptual_hash_cache set version = $2 where tenant_id = $1', [tenant, ahead]);
+  expect(await tier.write([value('second')])).toMatchObject([{ version: ahead + 1, overwrote: true }]);
+});
+
+test('a version of a URL is when it was fetched, and a clock that is ahead does not put it out of reach', async () => {
+  const tenant = freshTenant();
+  const at = (name: string, fetchedAt: number) =>
+    entry(tenant, crawlUrls, sha256('clocks'), crawlUrl(name, { fetchedAt }));
+  const [first] = await tier.write([at('first', MOMENT)]);
+  expect(first).toMatchObject({ version: MOMENT * 1_000, overwrote: false });
+  const tomorrow = Date.now() + 86_400_000;
+  const [ahead] = await tier.write([at('ahead', tomorrow)]);
+  expect(ahead).toMatchObject({ value: { rawKey: 'raw/ahead', fetchedAt: tomorrow }, overwrote: true });
+  expect(ahead?.version).toBeLessThan(tomorrow * 1_000);
+  const [now] = await tier.write([at('now', Date.now() + 1)]);
+  expect(now).toMatchObject({ value: { rawKey: 'raw/now' } });
+});
+
+test('of a batch with two versions of a URL the one fetched last counts, and both are kept', async () => {
+  const tenant = freshTenant();
+  const key = sha256('https://example.com/in-one-batch.jpg');
+  const version = (name: string, fetchedAt: number) => entry(tenant, crawlUrls, key, crawlUrl(name, { fetchedAt }));
+  const [older, newer] = [version('older', MOMENT), version('newer', MOMENT + 1)];
+  expect(await tier.write([newer, older])).toMatchObject([newer, newer]);
+  expect(await read([older])).toEqual([{ state: 'value', value: newer.value }]);
+  const { rows } = await pool.query('select raw_key from crawl_cache where tenant_id = $1 order by fetched_at', [
+    tenant,
+  ]);
+  expect(rows).toEqual([{ raw_key: 'raw/older' }, { raw_key: 'raw/newer' }]);
+});
+
+test('of fifty writers of one version of a URL each is told what stands, and the one fetched last does', async () => {
+  const tenant = freshTenant();
+  const keys = Array.from({ length: 20 }, (_, i) => sha256(`raced ${i}`));
+  const at = (key: string, i: number) => entry(tenant, crawlUrls, key, crawlUrl('same', { fetchedAt: MOMENT + i }));
+  const told = await Promise.all(
+    keys.flatMap((key) => Array.from({ length: 50 }, (_, i) => tier.write([at(key, (i * 37) % 50)]))),
+  );
+  for (const [one] of told) expect(one).toMatchObject({ kind: crawlUrls, value: { rawKey: 'raw/same' } });
+  expect(await read(keys.map((key) => at(key, 0)))).toEqual(
+    keys.map((key) => ({ state: 'value', value: at(key, 49).value })),
+  );
+});
+
+test('what overwrites is noted in the same transaction, until Redis has confirmed it; what is new is not', async () => {
+  const tenant = freshTenant();
+  const noted = async () =>
+    (await pool.query('select entry, version::float8 from redis_repairs where tenant_id = $1 order by entry', [tenant]))
+      .rows;
+  const of = (name: string, value: string) => entry(tenant, perceptualHashes, sha256(name), value);
+  await tier.write([of('a', 'first'), of('b', 'first')]);
+  const kept = entry(tenant, crawlContents, sha256('kept'), crawlContent('first'));
+  await tier.write([kept]);
+  await tier.write([kept]);
+  expect(await noted()).toEqual([]);
+  const [second] = await tier.write([of('b', 'second'), of('c', 'first')]);
+  expect(await noted()).toEqual([{ entry: second?.id, version: second?.version }]);
+  const bad = entry(tenant, crawlUrls, sha256('bad'), crawlUrl('bad', { rawKey: 'no\0text' }));
+  await tier.write([of('a', 'second'), bad]).catch(() => undefined);
+  expect(await noted()).toHaveLength(1);
+});
+
+test('rows of an earlier generation are neither read nor overwritten', async () => {
+  const tenant = freshTenant();
+  const old = examples(tenant);
+  await tier.write(old);
+  const { rows } = await pool.query<{ g: string }>('select new_generation as g from invalidate_tenant_cache($1)', [
+    tenant,
+  ]);
+  const generation = Number(rows[0]?.g);
+  expect(await read(old)).toEqual(old.map(() => ({ state: 'absent' })));
+  const [one] = old as [Entry];
+  expect(await tier.write([one])).toMatchObject([{ generation, overwrote: false }]);
+  expect(await tier.read([one])).toMatchObject([{ state: 'value', generation }]);
+  const text = 'select generation::int as g from face_embeddings_cache where tenant_id = $1 order by 1';
+  expect((await pool.query(text, [tenant])).rows).toEqual([{ g: 1 }, { g: generation }]);
+});
+
+const restorable = (one: Entry, version: number, generation: number) => ({ ...one, version, generation });
+
+test('what is restored replaces an older value, and neither a newer one nor one of a later generation', async () => {
+  const tenant = freshTenant();
+  const value = (name: string, text: string) => entry(tenant, perceptualHashes, sha256(name), text);
+  const standing = await tier.write([value('older', 'old'), value('newer', 'new')]);
+  const [older, newer] = standing.map(({ version }) => version) as [number, number];
+  const restored = await tier.restore([
+    restorable(value('older', 'restored'), older + 1, 1),
+    restorable(value('newer', 'restored'), newer - 1, 1),
+    restorable(value('missing', 'restored'), 5, 1),
+  ]);
+  expect(restored.map(({ parts, version }) => [parts[0], version]).sort()).toEqual(
+    [
+      [sha256('older'), older + 1],
+      [sha256('missing'), 5],
+    ].sort(),
+  );
+  const asked = ['older', 'newer', 'missing'].map((name) => value(name, ''));
+  expect(await read(asked)).toMatchObject([{ value: 'restored' }, { value: 'new' }, { value: 'restored' }]);
+  await pool.query('select invalidate_tenant_cache($1)', [tenant]);
+  const future = (Date.now() + 3_600_000) * 1_000;
+  expect(await tier.restore([restorable(value('older', 'revived'), future, 1)])).toEqual([]);
+  expect(await read(asked.slice(0, 1))).toEqual([{ state: 'absent' }]);
+});
+
+test('what was written by who could not know the generation is of the present one, unless that began later', async () => {
+  const tenant = freshTenant();
+  const value = (name: string) => entry(tenant, perceptualHashes, sha256(name), name);
+  const invalidated = Date.now() * 1_000;
+  await pool.query('select invalidate_tenant_cache($1)', [tenant]);
+  const later = (Date.now() + 60_000) * 1_000;
+  const batch = [restorable(value('before'), invalidated - 1_000_000, 0), restorable(value('after'), later, 0)];
+  expect(await tier.restore(batch)).toMatchObject([{ id: value('after').id, version: later }]);
+  expect((await read([value('before'), value('after')])).map(({ state }) => state)).toEqual(['absent', 'value']);
 });

@@ -1,6 +1,9 @@
 /**
  * A TCP relay in front of a real server. It counts round trips (how often the client spoke after being answered), and
  * can hold the answers back, so that a test decides what happens between a question and its answer.
+ *
+ * What the cache asks on its own account counts for nothing: PostgreSQL for changes (statements named `coherence…`),
+ * Redis for its memory (`INFO`), and either of them to be let in.
  */
 import { once } from 'node:events';
 import { type AddressInfo, connect, createServer, type Server, type Socket } from 'node:net';
@@ -8,7 +11,9 @@ import { type AddressInfo, connect, createServer, type Server, type Socket } fro
 export class Relay implements AsyncDisposable {
   /** Since `reset`. A client that sends several commands before it reads costs one. */
   roundTrips = 0;
+  #said: Buffer[] = [];
   #held: (() => void)[] | null = null;
+  #heldBack = '';
   readonly #server: Server;
   readonly #sockets = new Set<Socket>();
 
@@ -33,11 +38,18 @@ export class Relay implements AsyncDisposable {
 
   reset(): void {
     this.roundTrips = 0;
+    this.#said = [];
   }
 
-  /** Lets no answer through until `letGo`. */
-  hold(): void {
+  /** How often the clients have said `words` since `reset`. */
+  said(words: string): number {
+    return Buffer.concat(this.#said).toString('latin1').split(words).length - 1;
+  }
+
+  /** Lets no answer through until `letGo`, or none to a question that has `words` in it. */
+  hold(words = ''): void {
     this.#held = [];
+    this.#heldBack = words;
   }
 
   /** Whether the server has answered something that is held back. */
@@ -59,14 +71,18 @@ export class Relay implements AsyncDisposable {
   #accept(client: Socket): void {
     const server = connect(Number(this.target.port), this.target.hostname);
     let answered = true;
-    client.on('data', () => {
+    let question: Buffer = Buffer.alloc(0);
+    client.on('data', (chunk: Buffer) => {
+      question = chunk;
+      if (isBackground(chunk)) return;
+      this.#said.push(chunk);
       if (answered) this.roundTrips += 1;
       answered = false;
     });
     client.pipe(server);
     server.on('data', (chunk) => {
       answered = true;
-      if (this.#held) this.#held.push(() => client.write(chunk));
+      if (this.#held && question.includes(this.#heldBack)) this.#held.push(() => client.write(chunk));
       else client.write(chunk);
     });
     for (const [from, to] of [
@@ -81,4 +97,12 @@ export class Relay implements AsyncDisposable {
       });
     }
   }
+}
+
+const INFO = '*1\r\n$4\r\ninfo\r\n';
+
+/** PostgreSQL's clients introduce themselves by a message without a type, then answer to its questions by `p`. */
+function isBackground(chunk: Buffer): boolean {
+  const introduction = chunk[0] === 0 || chunk[0] === 0x70;
+  return introduction || chunk.includes('coherence') || chunk.equals(Buffer.from(INFO));
 }

@@ -1,9 +1,11 @@
 /** One entry of every kind, with the values that are easy to lose: wide numbers, nulls, many faces, unknown fields. */
-import { type Entry, entry } from '../../src/cache/tier.js';
+import { type Entry, entry, type Lookup } from '../../src/cache/tier.js';
 import { type CrawlContent, type CrawlUrl, crawlContents, crawlUrls, rejections } from '../../src/kinds/crawl.js';
 import { type FaceEmbedding, faceDetections, faceEmbeddings } from '../../src/kinds/faces.js';
 import { sha256 } from '../../src/kinds/identity.js';
+import type { AnyKind } from '../../src/kinds/kind.js';
 import { perceptualHashes } from '../../src/kinds/perceptual-hash.js';
+import { searches } from '../../src/kinds/search-results.js';
 
 /** 2001-09-09T01:46:40.123Z: its milliseconds are not a binary fraction of a second. */
 export const MOMENT = 1_000_000_000_123;
@@ -51,16 +53,17 @@ export function crawlContent(seed: string, changes: Partial<CrawlContent> = {}):
 }
 
 /** One entry per kind; other seeds give other keys and other values. */
-export function examples(seed = 'one'): Entry[] {
+export function examples(tenantId: string, seed = 'one'): Entry[] {
   const contentHash = sha256(seed);
   const model = 'puppet@1';
   return [
-    entry(faceEmbeddings, { contentHash, model }, [FACE, ODD_FACE, { ...FACE, seed }]),
-    entry(faceDetections, { contentHash, model }, [{ bbox: [1, 2, 3, 4], det_score: 0.5, seed }]),
-    entry(perceptualHashes, contentHash, contentHash.slice(0, 16)),
-    entry(crawlUrls, sha256(`https://example.com/${seed}.jpg`), crawlUrl(seed)),
-    entry(crawlContents, contentHash, crawlContent(seed)),
-    entry(rejections, sha256(`bad ${seed}`), {
+    entry(tenantId, faceEmbeddings, { contentHash, model }, [FACE, ODD_FACE, { ...FACE, seed }]),
+    entry(tenantId, faceDetections, { contentHash, model }, [{ bbox: [1, 2, 3, 4], det_score: 0.5, seed }]),
+    entry(tenantId, perceptualHashes, contentHash, contentHash.slice(0, 16)),
+    entry(tenantId, searches, { contentHash, topK: 10 }, [{ seed, score: -0, of: ['größe 🙂', null, 1e-9] }, 0.1]),
+    entry(tenantId, crawlUrls, sha256(`https://example.com/${seed}.jpg`), crawlUrl(seed)),
+    entry(tenantId, crawlContents, contentHash, crawlContent(seed)),
+    entry(tenantId, rejections, sha256(`bad ${seed}`), {
       reason: 'too-small',
       detail: `8 x 8 px, ${seed}`,
       jobId: null,
@@ -68,4 +71,11 @@ export function examples(seed = 'one'): Entry[] {
       expiresAt: MOMENT + 1,
     }),
   ];
+}
+
+/** The key that an entry was made of, for those who ask for it by tenant, kind and key. */
+export function keyOf({ kind, parts }: Lookup): unknown {
+  const [contentHash, more] = parts;
+  if (kind === (faceEmbeddings as AnyKind) || kind === (faceDetections as AnyKind)) return { contentHash, model: more };
+  return kind === (searches as AnyKind) ? { contentHash, topK: more } : contentHash;
 }

@@ -1,0 +1,98 @@
+/** The commands about the cache: what it holds, forgetting, and whether both tiers agree. */
+import { type Command, InvalidArgumentError } from 'commander';
+import type { App } from './app.js';
+import { verify } from './cache/verify.js';
+
+interface Output {
+  readonly json?: boolean;
+}
+
+/** `open` gives an app that is closed when the command ends. */
+export function addCacheCommands(program: Command, open: () => Promise<App & AsyncDisposable>): void {
+  program
+    .command('stats')
+    .description('what both tiers hold')
+    .option('--json', 'print JSON')
+    .action(async ({ json }: Output) => {
+      await using app = await open();
+      const { redisStats, postgresStats } = await app.cache.getCacheStats();
+      print(json, { redis: redisStats, postgres: postgresStats }, [
+        ...rows('redis', redisStats),
+        ...rows('postgres', postgresStats),
+      ]);
+    });
+
+  program
+    .command('invalidate')
+    .description('forget everything of a tenant, crawl records included; its objects stay')
+    .argument('<tenant>')
+    .option('--json', 'print JSON')
+    .action(async (tenant: string, { json }: Output) => {
+      await using app = await open();
+      const invalidated = await app.cache.invalidateTenantCache(tenant);
+      print(json, { tenant, invalidated }, [['rows made unreachable', invalidated]]);
+    });
+
+  program
+    .command('clear')
+    .description('forget everything of all tenants: no queue, no object')
+    .requiredOption('--confirm', 'yes, of all tenants')
+    .action(async () => {
+      await using app = await open();
+      const cleared = await app.cache.clearAllCache({ confirm: true });
+      process.stdout.write(cleared ? 'Both tiers are empty.\n' : 'Not all was cleared: a tier is away, see the log.\n');
+      if (!cleared) process.exitCode = 1;
+    });
+
+  program
+    .command('cleanup')
+    .description('forget what is older than some days (crawl records: four times as long, at least 30 days)')
+    .requiredOption('--days <n>', 'whole days, from 1 on', wholeNumber)
+    .option('--json', 'print JSON')
+    .action(async ({ days, json }: Output & { days: number }) => {
+      await using app = await open();
+      const cleaned = await app.connection.cleanup(days);
+      print(
+        json,
+        cleaned,
+        cleaned.map(({ tableName, deletedCount }) => [tableName, deletedCount]),
+      );
+    });
+
+  program
+    .command('verify')
+    .description('compare samples of both tiers; exit 1 if they differ')
+    .option('--sample <n>', 'entries of each kind, and of Redis', wholeNumber, 1_000)
+    .option('--json', 'print JSON')
+    .action(async ({ sample, json }: Output & { sample: number }) => {
+      await using app = await open();
+      const found = await verify(app.connection, { sample });
+      const { differences, ...rest } = found;
+      print(json, found, [
+        ...rows('', rest),
+        ['differences', differences.length],
+        ...differences.map(({ id, what }): [string, string] => [id, what]),
+      ]);
+      if (differences.length > 0) process.exitCode = 1;
+    });
+}
+
+function wholeNumber(text: string): number {
+  if (/^[1-9]\d{0,8}$/.test(text)) return Number(text);
+  throw new InvalidArgumentError('expected a whole number from 1 on');
+}
+
+/** Figures one below the other, those within others with the names of both. */
+function rows(prefix: string, figures: object): [string, unknown][] {
+  return Object.entries(figures).flatMap(([name, figure]): [string, unknown][] => {
+    const label = prefix ? `${prefix} ${name}` : name;
+    if (Array.isArray(figure)) return [[label, figure.join(', ') || '-']];
+    return typeof figure === 'object' && figure !== null ? rows(label, figure) : [[label, figure ?? '-']];
+  });
+}
+
+function print(json: boolean | undefined, value: unknown, table: readonly (readonly [string, unknown])[]): void {
+  const width = Math.max(...table.map(([label]) => label.length)) + 2;
+  const lines = table.map(([label, figure]) => `${label.padEnd(width)}${String(figure)}`);
+  process.stdout.write(`${json ? JSON.stringify(value, null, 2) : lines.join('\n')}\n`);
+}
