@@ -1,12 +1,12 @@
 CREATE INDEX "rejection_cache_expires_at_idx" ON "rejection_cache" USING btree ("expires_at");
 --> statement-breakpoint
--- What a table of cached facts holds, in a time that does not grow with it. Only what is reachable counts: of each
+-- What a table of cached facts holds, told in a time that does not grow with it. Only what is reachable counts: of each
 -- tenant, the rows from its current generation on. Up to 10,000 rows and 1,000 tenants are counted; where there are
 -- more, `is_exact` is false, and what the planner believes is told instead, dead rows included.
 --
--- The settings: whatever the planner thinks of a table, each step here reads a few neighbours in an index and stops. A
--- bitmap would first collect all of them, a scan of the table could pass over millions of dead rows, and compiling
--- takes longer than the query.
+-- The settings: whatever the planner thinks of a table, each step reads a few neighbours in an index and stops. A bitmap
+-- would collect all of them first, a scan of the table could pass over millions of dead rows, and to compile the query
+-- takes longer than to run it.
 CREATE FUNCTION cache_table_statistics(
   table_name text,
   OUT total_entries bigint,
@@ -110,8 +110,8 @@ LANGUAGE sql STABLE AS $$
   ORDER BY relname, indexrelname
 $$;
 --> statement-breakpoint
--- Before when a row of this kind is old. What crawling found out is kept four times as long and at least 30 days: its
--- loss costs a fetch, that of the rest only work of ours.
+-- Rows of this kind from before this moment are old. What crawling found out is kept four times as long, and at least
+-- 30 days: to find it out again costs others a request, and the rest only costs us work.
 CREATE FUNCTION cache_retention_limit(kind text, retention_days integer) RETURNS timestamptz
 LANGUAGE plpgsql STABLE AS $$
 DECLARE
@@ -130,20 +130,21 @@ BEGIN
 END $$;
 --> statement-breakpoint
 -- Deletes the next old rows of a kind, at most `batch` of them, and tells how many; `reached` is where the next batch
--- goes on, and null once there is none. So a caller can commit in between, where one long transaction would hold up
--- vacuum and, by a hundred thousand repairs at once, the belief in Redis.
+-- goes on, null at the end. It goes on and does not begin anew, since what was deleted stays in the index until vacuum
+-- comes by. Callers commit in between: one long transaction would keep vacuum away, and its repairs, all at once, would
+-- make every process stop believing Redis until they are worked off (`cache/coherence.ts`).
 --
--- A row's age is that of its first writing, and of a refusal the time since it ended: until then it still counts.
+-- A row's age is that of its first writing; a refusal's days are counted from its end, since until then it counts.
 --
--- Two rows stay though they are old, for a later run:
---   * a content that a URL refers to, whatever the age of either: a skip by that URL promises the record. URLs go
---     first, by their own age, so what they hold on to is younger than they are. Both have the generation under which
---     they were written, since no more than one of a tenant is reachable. A writer that stores a URL together with its
---     content locks the content's row, which is then passed over, or finds it gone and writes it anew.
---   * a version of a URL that is newer than one whose row is younger (A, then B, then A again): without it, the URL
---     would be known as what it has ceased to be.
+-- Two sorts of old rows stay for a later run:
+--   * A content that a URL refers to, whatever the age of either: a skip by that URL promises that the record exists.
+--     Old URLs go before old contents, in the order of cache_kinds(), so only URLs that stay hold a content. Both rows
+--     have one generation, since a tenant has no more than one that is reachable. Whoever stores a URL together with
+--     its content locks the content's row: then it is passed over here, or is gone first and written anew there.
+--   * The newest version of a URL, while an older version has a younger row (it served A, then B, then A again):
+--     without it, the URL would be known as what it served before.
 --
--- Rows that somebody is writing are passed over too, so that nobody's transaction ends in a deadlock with ours.
+-- A row that somebody is writing is passed over too: waiting for it could end in a deadlock with its writer.
 CREATE FUNCTION cleanup_cache_batch(
   kind text,
   retention_days integer,
@@ -154,7 +155,7 @@ CREATE FUNCTION cleanup_cache_batch(
 LANGUAGE plpgsql AS $$
 DECLARE
   limit_of_age CONSTANT timestamptz := cache_retention_limit(kind, retention_days);
-  started_at CONSTANT timestamptz := reached;
+  began_at CONSTANT timestamptz := reached;
   cached record;
   examined bigint;
 BEGIN
@@ -200,16 +201,17 @@ BEGIN
           AND older.version < page.version AND older.created_at > page.created_at)'
       ELSE 'true'
     END
-  ) INTO deleted, examined, reached USING limit_of_age, started_at, batch, kind;
+  ) INTO deleted, examined, reached USING limit_of_age, began_at, batch, kind;
   IF examined < batch THEN
     reached := NULL;
-  ELSIF deleted = 0 AND reached = started_at THEN
+  ELSIF deleted = 0 AND reached = began_at THEN
     -- A whole page of one moment, and all of it stays: the next one begins behind it.
     reached := reached + interval '1 microsecond';
   END IF;
 END $$;
 --> statement-breakpoint
--- All in one transaction, which is well for a few thousand rows. For more, `hybrid-cache cleanup` commits in between.
+-- Deletes all that is old, in one transaction. Where that is more than some thousand rows, `hybrid-cache cleanup` does
+-- better: it commits in between.
 CREATE FUNCTION cleanup_old_cache_entries(retention_days integer DEFAULT 7)
 RETURNS TABLE (table_name text, deleted_count bigint) LANGUAGE plpgsql AS $$
 DECLARE

@@ -144,7 +144,9 @@ export class Link implements AsyncDisposable {
   readonly #sockets = new Set<Socket>();
   #server: Server | undefined;
   #port = 0;
-  #held: (() => void)[] | null = null;
+  #held: (() => void)[] = [];
+  /** The sockets whose answers are held back. */
+  #deaf = new Set<Socket>();
 
   private constructor(private readonly target: URL) {}
 
@@ -174,19 +176,18 @@ export class Link implements AsyncDisposable {
     for (const socket of this.#sockets) socket.destroy();
   }
 
-  /** Lets the server hear and nobody hear the server, until `letGo`. */
+  /** Holds back what the server answers on the connections that are open now, until `letGo`. */
   hold(): void {
-    this.#held = [];
+    this.#deaf = new Set(this.#sockets);
   }
 
   get holds(): boolean {
-    return (this.#held?.length ?? 0) > 0;
+    return this.#held.length > 0;
   }
 
   letGo(): void {
-    const held = this.#held ?? [];
-    this.#held = null;
-    for (const pass of held) pass();
+    this.#deaf.clear();
+    for (const pass of this.#held.splice(0)) pass();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -197,7 +198,7 @@ export class Link implements AsyncDisposable {
     const server = connect(Number(this.target.port), this.target.hostname);
     client.pipe(server);
     server.on('data', (chunk) => {
-      if (this.#held) this.#held.push(() => client.write(chunk));
+      if (this.#deaf.has(client)) this.#held.push(() => client.write(chunk));
       else client.write(chunk);
     });
     for (const [from, to] of [

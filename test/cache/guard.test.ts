@@ -23,7 +23,7 @@ afterAll(async () => {
 });
 
 const read = async (kind: typeof rejections | typeof perceptualHashes) => {
-  const [answer] = await app.connection.hybrid.readMany('acme', [lookup<string, unknown>(kind, HASH)]);
+  const [answer] = await app.connection.hybrid.readMany([lookup<string, unknown>('acme', kind, HASH)]);
   return answer?.state;
 };
 

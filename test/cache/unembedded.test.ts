@@ -26,8 +26,8 @@ beforeEach(() => cache.connection.pool.query('truncate crawl_content_cache, face
 
 /** Records images, all in one transaction and so all at the same microsecond. */
 async function record(tenant: string, names: readonly string[]): Promise<void> {
-  const text = `insert into crawl_content_cache (tenant_id, content_hash, raw_key, job_id, stored_at)
-    select $1, hash, 'raw', 'job', now() from unnest($2::text[]) as hash`;
+  const text = `insert into crawl_content_cache (tenant_id, generation, content_hash, raw_key, job_id, stored_at, version)
+    select $1, (select max(generation) from cache_generations where tenant_id in ($1, '*')), hash, 'raw', 'job', now(), 1 from unnest($2::text[]) as hash`;
   await cache.connection.pool.query(text, [tenant, names.map((name) => sha256(name))]);
 }
 
@@ -106,6 +106,15 @@ test('an image that was refused for good is left out until the refusal ends', as
   const end = "update rejection_cache set expires_at = now() - interval '1 second' where subject_hash = $1";
   await cache.connection.pool.query(end, [sha256('forgiven')]);
   expect(new Set(await found())).toEqual(new Set([image('tenant', 'forgiven'), image('tenant', 'fine')]));
+});
+
+test('an image of a tenant that was invalidated since is left out, until it is recorded again', async () => {
+  await record('invalidated', ['image']);
+  await record('tenant', ['image']);
+  await cache.connection.invalidation.invalidate('invalidated');
+  expect(await found()).toEqual([image('tenant', 'image')]);
+  await record('invalidated', ['image']);
+  expect(new Set(await found())).toEqual(new Set([image('tenant', 'image'), image('invalidated', 'image')]));
 });
 
 test('only images recorded at the given moment or later are given', async () => {

@@ -229,7 +229,8 @@ async function forgetEmbedding(world: World, app: App, tenantId: string, content
     contentHash,
   ]);
   const redis = redisClient(world);
-  const key = tiers.redis?.tier.keyOf(tenantId, lookup(faceEmbeddings, { contentHash, model: app.models.embedding }));
+  const { id } = lookup(tenantId, faceEmbeddings, { contentHash, model: app.models.embedding });
+  const key = tiers.redis?.tier.keyOf(id);
   await redis.del(key ?? '');
   redis.disconnect();
 }
