@@ -3,7 +3,9 @@
  * statement and so one round trip and one transaction.
  */
 import type { DatabaseError, Pool } from 'pg';
-import { cellsOf, grouped, insertion, restoration, type Statement, selection } from './postgres-sql.js';
+import { selection } from './postgres-read.js';
+import { insertion, restoration } from './postgres-write.js';
+import { cellsOf, grouped, type Statement } from './statement.js';
 import {
   ABSENT,
   type Entry,
