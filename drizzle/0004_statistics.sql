@@ -73,12 +73,16 @@ BEGIN
       SELECT
         coalesce((
           SELECT created_at FROM first
-          WHERE generation >= (SELECT max(g.generation) FROM cache_generations g WHERE g.tenant_id IN (first.tenant_id, '*'))
+          WHERE generation >= (
+            SELECT max(g.generation) FROM cache_generations AS g WHERE g.tenant_id IN (first.tenant_id, '*')
+          )
           ORDER BY created_at LIMIT 1
         ), (SELECT min(created_at) FROM %1$I)),
         coalesce((
           SELECT created_at FROM last
-          WHERE generation >= (SELECT max(g.generation) FROM cache_generations g WHERE g.tenant_id IN (last.tenant_id, '*'))
+          WHERE generation >= (
+            SELECT max(g.generation) FROM cache_generations AS g WHERE g.tenant_id IN (last.tenant_id, '*')
+          )
           ORDER BY created_at DESC LIMIT 1
         ), (SELECT max(created_at) FROM %1$I))
     $query$, table_name) INTO oldest_entry, newest_entry USING most_entries;
@@ -194,7 +198,8 @@ BEGIN
     CASE kind
       WHEN 'crawl_content' THEN 'NOT EXISTS (
         SELECT FROM crawl_cache AS url
-        WHERE url.tenant_id = page.tenant_id AND url.generation = page.generation AND url.content_hash = page.content_hash)'
+        WHERE url.tenant_id = page.tenant_id AND url.generation = page.generation
+          AND url.content_hash = page.content_hash)'
       WHEN 'crawl_url' THEN 'NOT EXISTS (
         SELECT FROM crawl_cache AS older
         WHERE older.tenant_id = page.tenant_id AND older.generation = page.generation AND older.url_hash = page.url_hash
@@ -220,7 +225,6 @@ DECLARE
 BEGIN
   FOR cached IN SELECT * FROM cache_kinds() LOOP
     table_name := cached.table_name;
-    deleted_count := 0;
     SELECT * INTO batch FROM cleanup_cache_batch(cached.kind, retention_days);
     deleted_count := batch.deleted;
     WHILE batch.reached IS NOT NULL LOOP

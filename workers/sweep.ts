@@ -14,7 +14,9 @@ const DAY_MS = 24 * 60 * 60_000;
 const OVERLAP_MS = 10 * 60_000;
 
 export function startSweep(app: App, model: string): Periodic {
-  let since = new Date(0);
+  const { cleanupDays } = app.config;
+  // What was forgotten on purpose is not to be embedded again.
+  let since = new Date(cleanupDays === null ? 0 : Date.now() - cleanupDays * DAY_MS);
   let cleanedAt = Number.NEGATIVE_INFINITY;
   const round = async (signal: AbortSignal) => {
     try {
@@ -22,8 +24,8 @@ export function startSweep(app: App, model: string): Periodic {
       app.events.swept(await enqueueMissing(app, model, since, signal));
       await app.claims.forgetExpired();
       app.connection.invalidation.purge();
-      if (app.config.cleanupDays !== null && started - cleanedAt >= DAY_MS) {
-        app.events.cleaned(await app.connection.cleanup(app.config.cleanupDays, signal));
+      if (cleanupDays !== null && started - cleanedAt >= DAY_MS) {
+        app.events.cleaned(await app.connection.cleanup(cleanupDays, signal));
         cleanedAt = started;
       }
       if (!signal.aborted) since = new Date(started - OVERLAP_MS);

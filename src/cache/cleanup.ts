@@ -12,10 +12,10 @@ export interface CleanedTable {
 }
 
 /**
- * What is deleted has to be dropped from Redis too, and where more than a thousand of such repairs are pending,
+ * What is deleted has to be dropped from Redis too, and where more than ten thousand of such repairs are pending,
  * `coherence.ts` stops believing Redis. With a pause of one of its rounds after each batch, two can be pending at once.
  */
-const BATCH = 400;
+const BATCH = 4_000;
 /** More days than anything can be old, and as many as PostgreSQL's integer holds. */
 const MOST_DAYS = 2_147_483_647;
 

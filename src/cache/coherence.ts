@@ -118,12 +118,17 @@ export class Coherence {
 
   /** The tenants whose generation Redis should be asked for together with their entries. */
   doubted(lookups: readonly Lookup[]): string[] {
-    return this.isFresh ? [] : [...new Set([ALL_TENANTS, ...lookups.map(({ tenantId }) => tenantId)])];
+    return this.isFresh ? [] : this.tenantsOf(lookups);
+  }
+
+  /** Whose generations decide about these entries. */
+  tenantsOf(lookups: readonly Lookup[]): string[] {
+    return [...new Set([ALL_TENANTS, ...lookups.map(({ tenantId }) => tenantId)])];
   }
 
   /** Whether what Redis has may be served. */
   believes({ tenantId, id }: Lookup, found: FoundValue): boolean {
-    if (found.unjournaled && this.isFresh) return false;
+    if (found.unjournaled && this.isFresh && this.postgres.guard.isUp) return false;
     if (!this.reaches(tenantId, found.generation)) return false;
     if (this.#overwhelmed) return false;
     if (this.#repairs.size === 0) return true;

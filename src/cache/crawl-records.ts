@@ -127,7 +127,7 @@ export class CrawlRecords {
 
   /** Remembers that a URL serves a content that is already recorded. */
   async storeUrl(tenantId: string, image: Omit<NewImage, 'phash'>, jobId: string | null): Promise<void> {
-    await this.#write([urlEntry(tenantId, image, { ...image.content, jobId, storedAt: Date.now() })]);
+    await this.#write(urlOfKnown(tenantId, image, { jobId, storedAt: Date.now() }));
   }
 
   /** `storeUrl` for many URLs that no job brought. */
@@ -136,9 +136,7 @@ export class CrawlRecords {
     images: readonly { url: string; contentHash: string; content: CrawlContent }[],
   ): Promise<void> {
     const now = { jobId: null, storedAt: Date.now() };
-    const entries = images.map((image) =>
-      urlEntry(tenantId, { ...image, sourceUrl: null }, { ...image.content, ...now }),
-    );
+    const entries = images.flatMap((image) => urlOfKnown(tenantId, { ...image, sourceUrl: null }, now));
     if (entries.length > 0) await this.#write(entries);
   }
 
@@ -166,4 +164,14 @@ function urlEntry(tenantId: string, image: Omit<NewImage, 'phash'>, content: Cra
   const { rawKey, thumbnailKey, jobId, storedAt } = content;
   const record = { url, contentHash, rawKey, thumbnailKey, sourceUrl, jobId, fetchedAt: storedAt };
   return entry(tenantId, crawlUrls, sha256(url), record);
+}
+
+/** The content comes along: should retention delete it at this moment, it is there again. */
+function urlOfKnown(
+  tenantId: string,
+  image: Omit<NewImage, 'phash'>,
+  by: Pick<CrawlContent, 'jobId' | 'storedAt'>,
+): Entry[] {
+  const { contentHash, content } = image;
+  return [entry(tenantId, crawlContents, contentHash, content), urlEntry(tenantId, image, { ...content, ...by })];
 }

@@ -126,12 +126,17 @@ export class HybridCache {
 
   /** Brings to Redis what PostgreSQL has committed, and says to `coherence` whether it arrived. */
   async toRedis(standing: readonly Stored[]): Promise<void> {
-    // Whoever asks from now on must not be told what was asked for before.
-    for (const { id } of standing) this.#flights.delete(id);
-    if (!this.tiers.redis) return;
-    const [arrived] = await this.#redisWrites.add(standing);
-    if (arrived) this.coherence.confirmed(standing);
-    else this.coherence.unconfirmed(standing);
+    if (this.tiers.redis) {
+      const [arrived] = await this.#redisWrites.add(standing);
+      if (arrived) this.coherence.confirmed(standing);
+      else this.coherence.unconfirmed(standing);
+    }
+    this.#endFlights(standing);
+  }
+
+  /** Whoever asks from now on must not be told what was asked for before. */
+  #endFlights(entries: readonly Lookup[]): void {
+    for (const { id } of entries) this.#flights.delete(id);
   }
 
   /** Waits for the backfills under way. */
@@ -235,17 +240,24 @@ export class HybridCache {
     const redis = this.tiers.redis;
     if (!redis) return false;
     const { guard, tier } = redis;
-    const versions = await bestEffort(guard.run('read', () => tier.nextVersions(entries)));
-    if (!versions) return false;
+    // What this process knew of generations may be outdated by now: who wrote under one that is over, wrote in vain.
+    const tenants = this.coherence.tenantsOf(entries);
+    const asking = () => Promise.all([tier.nextVersions(entries), tier.read([], tenants)]);
+    const asked = await bestEffort(guard.run('read', asking));
+    if (!asked) return false;
+    const [versions, { generations }] = asked;
+    for (const [tenant, generation] of generations) this.coherence.learn(tenant, generation);
     const stamped = entries.map((one, i) => ({
       ...one,
       generation: this.coherence.generationOf(one.tenantId),
       version: versions[i] as number,
-      overwrote: false,
+      overwrote: true,
     }));
     const durable = (await this.journal?.keep(stamped)) ?? false;
-    for (const { id } of entries) this.#flights.delete(id);
-    await bestEffort(guard.run('write', () => tier.write(stamped, { unjournaled: !durable })));
+    const arrived = await bestEffort(guard.run('write', () => tier.write(stamped, { unjournaled: !durable })));
+    // Until PostgreSQL has it, this process at least serves nothing older.
+    if (arrived === null && durable) this.coherence.unconfirmed(stamped);
+    this.#endFlights(entries);
     return durable;
   }
 

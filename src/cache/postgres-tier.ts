@@ -5,6 +5,7 @@
 import type { DatabaseError, Pool } from 'pg';
 import { selection } from './postgres-read.js';
 import { insertion, restoration } from './postgres-write.js';
+import { ServerClock } from './server-clock.js';
 import { cellsOf, grouped, type Statement } from './statement.js';
 import {
   ABSENT,
@@ -24,8 +25,27 @@ type Row = [part: number, slot: number, generation: string, version: string, ...
 const DEADLOCK = '40P01';
 const TRIES = 5;
 
+/**
+ * A write that its caller has given up on may still lie in the connection of a server that is frozen. Woken up, the
+ * server must not carry it out any more: its caller may have written something else since, elsewhere.
+ */
+const LATEST_SECONDS = 3;
+const CLOCK = { name: 'clock', text: 'select extract(epoch from clock_timestamp())::float8' };
+
+class LateStatementError extends Error {
+  override readonly name = 'LateStatementError';
+  constructor() {
+    super('the statement reached the server too late, or the clock of the server was set');
+  }
+}
+
 export class PostgresTier implements Tier {
   readonly name = 'postgres';
+
+  readonly #clock = new ServerClock(async () => {
+    const { rows } = await this.probes.query<[number]>({ ...CLOCK, rowMode: 'array' });
+    return rows[0]?.[0] ?? 0;
+  });
 
   constructor(
     private readonly pool: Pool,
@@ -54,12 +74,17 @@ export class PostgresTier implements Tier {
   async write(entries: readonly Entry[]): Promise<Stored[]> {
     const unique = withoutRepeats(entries);
     const groups = grouped(unique);
+    const latest = (await this.#clock.now()) + LATEST_SECONDS;
     const standing = new Map<string, Stored>();
-    for (const [part, slot, generation, version, overwrote, cells] of await this.#query(insertion(groups))) {
+    for (const [part, slot, generation, version, overwrote, cells] of await this.#query(insertion(groups, latest))) {
       const item = groups[part]?.items[slot]?.item;
       if (!item) continue;
       const told = cells === null ? item : revalued(item, cells);
       standing.set(item.id, { ...told, ...stamp(generation, version), overwrote: overwrote as boolean });
+    }
+    if (unique.some(({ id }) => !standing.has(id))) {
+      this.#clock.forget();
+      throw new LateStatementError();
     }
     return entries.map(({ id }) => standing.get(id) as Stored);
   }
@@ -67,7 +92,7 @@ export class PostgresTier implements Tier {
   /** Writes entries that have their stamps, see `restoration`. @returns those that were written. */
   async restore(entries: readonly (Entry & Stamp)[]): Promise<Stored[]> {
     const restored: Stored[] = [];
-    for (const group of grouped(withoutRepeats(entries))) {
+    for (const group of grouped(withoutRepeats(entries, ({ version }) => version))) {
       for (const [, slot, generation, version] of await this.#query(restoration(group))) {
         const item = group.items[slot]?.item;
         if (item) restored.push({ ...item, ...stamp(generation, version), overwrote: true });
@@ -77,7 +102,7 @@ export class PostgresTier implements Tier {
   }
 
   async ping(): Promise<void> {
-    await this.probes.query('select 1');
+    await this.#clock.read();
   }
 
   /**
@@ -88,6 +113,7 @@ export class PostgresTier implements Tier {
    */
   judge(error: unknown): Verdict {
     const { code } = error as Partial<DatabaseError>;
+    if (error instanceof LateStatementError) return 'unserved';
     if (typeof code !== 'string' || !/^[0-9A-Z]{5}$/.test(code)) return isOurs(error) ? 'wrong' : 'away';
     if (/^(08|57P|53300|28|3D)/.test(code)) return 'away';
     return /^(25006|42P01|53|55P03|57014|40)/.test(code) ? 'unserved' : 'wrong';
@@ -111,13 +137,21 @@ export class PostgresTier implements Tier {
 }
 
 /**
- * The last entry of each key, since a statement may touch a row once; in the order of the keys, since writers that lock
- * rows in different orders end in a deadlock.
+ * One entry of each row, since a statement may touch a row once: the last, unless its kind has versions, or `order` says
+ * otherwise: then the greatest. In the order of the keys, since writers that lock rows in different orders end in a
+ * deadlock.
  */
-function withoutRepeats<T extends Lookup>(entries: readonly T[]): readonly T[] {
+function withoutRepeats<T extends Entry>(entries: readonly T[], order?: (one: T) => number): readonly T[] {
   if (entries.length === 1) return entries;
-  const last = new Map(entries.map((one) => [one.id, one]));
-  return [...last.values()].sort((a, b) => (a.id < b.id ? -1 : 1));
+  const rows = new Map<string, T>();
+  for (const one of entries) {
+    const { versions } = one.kind;
+    const row = versions ? `${one.id}:${versions.of(one.value)}` : one.id;
+    const rank = order ?? ((entry: T) => versions?.at(entry.value) ?? 0);
+    const other = rows.get(row);
+    if (!other || rank(one) >= rank(other)) rows.set(row, one);
+  }
+  return [...rows].sort(([a], [b]) => (a < b ? -1 : 1)).map(([, one]) => one);
 }
 
 function stamp(generation: string, version: string): Stamp {

@@ -18,13 +18,13 @@ import {
 import type { Entry, Stamp } from './tier.js';
 
 /**
- * One insert per kind, all in one statement. Rows of `part, slot, generation, version, overwrote`, and the cells of what
- * stands where that may be something else than what was written.
+ * One insert per kind, all in one statement, which does nothing after `latest`, by the server's clock. Rows of `part, slot,
+ * generation, version, overwrote`, and the cells of what stands where that may be something else than what was written.
  */
-export function insertion(groups: readonly Group<Entry>[]): Statement {
+export function insertion(groups: readonly Group<Entry>[], latest: number): Statement {
   const only = onlyItem(groups);
-  if (only && !mayStandOtherwise(only.kind)) return insertionOfOne(only);
-  const values: unknown[] = [];
+  if (only && !mayStandOtherwise(only.kind)) return insertionOfOne(only, latest);
+  const values: unknown[] = [latest];
   const asked = groups.map((group) => rowsOf(group, values));
   const name = `write ${names(groups)}`;
   return { name, text: once(name, () => insertionText(groups, asked)), values };
@@ -32,7 +32,7 @@ export function insertion(groups: readonly Group<Entry>[]): Statement {
 
 function insertionText(groups: readonly Group<Entry>[], asked: readonly Arrays[]): string {
   const tables = groups.flatMap(({ kind }, part) => [
-    `a${part} as materialized (select a.*, ${CURRENT('a.tenant_id')} as generation from ${asked[part]?.from('a')})`,
+    `a${part} as materialized (select a.*, ${CURRENT('a.tenant_id')} as generation from ${asked[part]?.from('a')} where ${inTime(1)})`,
     `w${part} as (${upsert(kind, `a${part}`)})`,
     `r${part} as (${standing(kind, part)})`,
     `p${part} as (${repairs(`r${part}`)})`,
@@ -43,20 +43,25 @@ function insertionText(groups: readonly Group<Entry>[], asked: readonly Arrays[]
   return `with ${tables.join(', ')} ${answers.join(' union all ')}`;
 }
 
+/** Whether the moment that is given, in seconds since the epoch by the server's clock, is yet to come. */
+function inTime(parameter: number): string {
+  return `statement_timestamp() < to_timestamp($${parameter}::float8)`;
+}
+
 /** What is written most, without the arrays: PostgreSQL sets up a small plan in half the time of a large one. */
-function insertionOfOne({ kind, tenantId, id, parts, value, bytes }: Entry): Statement {
+function insertionOfOne({ kind, tenantId, id, parts, value, bytes }: Entry, latest: number): Statement {
   const name = `write one ${kind.name}`;
   const text = once(name, () => {
     const types = [...kind.table.key, ...kind.table.columns];
-    const cells = types.map((type, i) => `${written(type, `$${i + 3}`)} as ${type.name}`);
-    const row = `(select 1 as slot, $1::text as tenant_id, ${CURRENT('$1::text')} as generation, ${cells.join(', ')}) one`;
+    const cells = types.map((type, i) => `${written(type, `$${i + 4}`)} as ${type.name}`);
+    const row = `(select 1 as slot, $1::text as tenant_id, ${CURRENT('$1::text')} as generation, ${cells.join(', ')} where ${inTime(3)}) one`;
     return (
       `with w as (${upsert(kind, row)}), ` +
       `r as (select $1::text as tenant_id, $2::text as entry, generation, version, updated as overwrote from w), ` +
       `p as (${repairs('r')}) select 0, 0, generation, version, overwrote, null from r`
     );
   });
-  return { name, text, values: [tenantId, id, ...parts, ...kind.toRow(value, bytes)] };
+  return { name, text, values: [tenantId, id, latest, ...parts, ...kind.toRow(value, bytes)] };
 }
 
 /**
@@ -84,13 +89,18 @@ export function restoration(group: Group<Entry & Stamp>): Statement {
   const text = once(
     name,
     () =>
-      `with a0 as materialized (select * from (${current}) as a where written_in = generation or (written_in = 0 and written_at > since)), ` +
+      `with c0 as materialized (${current}), ` +
+      `a0 as materialized (select * from c0 where written_in = generation or (written_in = 0 and written_at > since)), ` +
       `w0 as (insert into ${kind.table.name} as t (tenant_id, generation, ${columns.join(', ')}, version) ` +
       `select tenant_id, generation, ${columns.join(', ')}, written_at from a0 order by slot ` +
       `on conflict (tenant_id, generation, ${primaryKey(kind).join(', ')}) do update set ${replaced(kind)}, version = excluded.version ` +
       `where t.version < excluded.version returning tenant_id, generation, version, ${keyNames(kind).join(', ')}), ` +
       `r0 as (select a.slot, a.tenant_id, a.entry, w.generation, w.version, true as overwrote from a0 a join w0 w on ${joined(kind)}), ` +
-      `p0 as (${repairs('r0')}) select 0, slot::int - 1, generation, version, overwrote, null from r0`,
+      // Redis may still have what is not restored, since something newer stands, or nothing may: that must go.
+      `s0 as (select a.tenant_id, a.entry, coalesce(w.version, (select max(t.version) from ${kind.table.name} t ` +
+      `where ${matching(kind, 'a.generation')}), a.written_at + 1) as version, true as overwrote ` +
+      `from c0 a left join w0 w on ${joined(kind)}), ` +
+      `p0 as (${repairs('s0')}) select 0, slot::int - 1, generation, version, overwrote, null from r0`,
   );
   return { name, text, values };
 }
@@ -149,8 +159,8 @@ function upsert(kind: AnyKind, rows: string): string {
     onConflict === 'keep'
       ? 'tenant_id = t.tenant_id'
       : versions
-        ? `${replaced(kind)}, version = excluded.version where t.version <= excluded.version`
-        : `${replaced(kind)}, version = greatest(t.version + 1, ${NOW})`;
+        ? latestOf(kind)
+        : `${replaced(kind)}, version = greatest(t.version + 1, excluded.version)`;
   const told = mayStandOtherwise(kind) ? columns : keyNames(kind);
   return (
     `insert into ${table.name} as t (tenant_id, generation, ${columns.join(', ')}, version) ` +
@@ -183,7 +193,7 @@ function standing(kind: AnyKind, part: number): string {
 function repairs(standingRows: string): string {
   return (
     `insert into redis_repairs as r (tenant_id, entry, version) ` +
-    `select tenant_id, entry, version from ${standingRows} where overwrote order by entry ` +
+    `select distinct on (tenant_id, entry) tenant_id, entry, version from ${standingRows} where overwrote order by tenant_id, entry, version desc ` +
     `on conflict (tenant_id, entry) do update set version = greatest(r.version, excluded.version), written_at = clock_timestamp()`
   );
 }
@@ -193,7 +203,7 @@ function columnsOf(kind: AnyKind): string[] {
 }
 
 function primaryKey(kind: AnyKind): readonly string[] {
-  return kind.versions?.key ?? keyNames(kind);
+  return kind.versions ? [...keyNames(kind), kind.versions.column] : keyNames(kind);
 }
 
 function replaced(kind: AnyKind): string {
@@ -204,4 +214,15 @@ function replaced(kind: AnyKind): string {
 
 function joined(kind: AnyKind, alias = 'w'): string {
   return ['tenant_id', ...keyNames(kind)].map((name) => `a.${name} = ${alias}.${name}`).join(' and ');
+}
+
+/** The row as it stands, whichever is newer: a condition would leave it out of what `returning` answers with. */
+function latestOf(kind: AnyKind): string {
+  const key = primaryKey(kind);
+  const columns = [...kind.table.columns.map(({ name }) => name).filter((name) => !key.includes(name)), 'version'];
+  const newer = 't.version <= excluded.version';
+  return [
+    ...columns.map((name) => `${name} = case when ${newer} then excluded.${name} else t.${name} end`),
+    `updated_at = case when ${newer} then now() else t.updated_at end`,
+  ].join(', ');
 }

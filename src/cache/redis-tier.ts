@@ -61,7 +61,8 @@ export class RedisTier implements Tier {
     const keys = lookups.map((one) => this.keyOf(one.id));
     for (const tenant of tenants) keys.push(this.#generationKey(tenant));
     return this.#connection.use(async (redis, { run }) => {
-      const values = keys.length === 1 ? [await redis.getBuffer(keys[0] as string)] : await redis.mgetBuffer(...keys);
+      // Of a key that holds something else than text, MGET says that nothing is there, where GET is an error.
+      const values = await redis.mgetBuffer(...keys);
       const found = lookups.map((one, i) => {
         const bytes = values[i];
         return bytes ? open(run, one, bytes) : ABSENT;

@@ -200,9 +200,9 @@ export class HybridCacheService {
     tenantId: string,
   ): Promise<SkipAnswer[]> {
     const tenant = checkTenantId(tenantId);
-    const asked = checkBatch('images', images).map(({ url, imageBytes }) => ({
-      url: canonicalUrl(url),
-      contentHash: hashOf(imageBytes),
+    const asked = checkBatch('images', images).map((image) => ({
+      url: canonicalUrl(image?.url),
+      contentHash: hashOf(image?.imageBytes),
     }));
     const facts = await this.#records.imageFacts(tenant, asked);
     await unlessAway(this.#records.rememberUrls(tenant, facts.filter(isKnownByContent)));
@@ -213,6 +213,7 @@ export class HybridCacheService {
   async storeCrawledImage(url: string, imageBytes: Content, keys: StoredKeys, tenantId: string): Promise<boolean> {
     const tenant = checkTenantId(tenantId);
     const canonical = canonicalUrl(url);
+    const contentHash = hashOf(imageBytes);
     const content = {
       rawKey: checkText('rawKey', keys?.rawKey),
       thumbnailKey: optionalText('thumbnailKey', keys.thumbnailKey),
@@ -224,7 +225,7 @@ export class HybridCacheService {
       storedAt: Date.now(),
     };
     const sourceUrl = optionalText('sourceUrl', keys.sourceUrl);
-    const image = { url: canonical, sourceUrl, contentHash: hashOf(imageBytes), content };
+    const image = { url: canonical, sourceUrl, contentHash, content };
     return (await unlessAway(this.#records.store(tenant, { ...image, phash: null }))) !== null;
   }
 

@@ -22,8 +22,8 @@ export interface Statement {
 /** The generation that counts for a tenant. */
 export const CURRENT = (tenant: string) =>
   `(select max(generation) from cache_generations where tenant_id in (${tenant}, '*'))`;
-/** Microseconds since the epoch. */
-export const NOW = '(extract(epoch from clock_timestamp()) * 1000000)::bigint';
+/** Microseconds since the epoch, when the server began with the statement: what it was late with is no newer for that. */
+export const NOW = '(extract(epoch from statement_timestamp()) * 1000000)::bigint';
 
 /** The items by kind, in the order of the kinds' names: statements that lock rows do so in one order. */
 export function grouped<T extends Lookup>(items: readonly T[]): Group<T>[] {

@@ -37,7 +37,7 @@ export const crawlUrls: Kind<string, CrawlUrl> = {
   },
   onConflict: 'replace',
   // Changed bytes under a known URL are a new version; both are kept, and the latest is what the URL is known as.
-  versions: { key: ['url_hash', 'content_hash'], at: (record) => record.fetchedAt },
+  versions: { column: 'content_hash', of: (record) => record.contentHash, at: (record) => record.fetchedAt },
   key: (urlHash) => [urlHash],
   ...jsonCodec<CrawlUrl>(),
   toRow: (r) => [r.url, r.contentHash, r.rawKey, r.thumbnailKey, r.sourceUrl, r.jobId, r.fetchedAt],

@@ -32,10 +32,10 @@ export interface Kind<Key, Value> {
   /** `replace`: the last writer wins. `keep`: the first one stays, and a later writer is told what stays. */
   readonly onConflict: 'replace' | 'keep';
   /**
-   * Set where a key may have several rows, of which the latest counts: the columns that tell them apart, and when a
-   * value came to be, in milliseconds since the epoch.
+   * Set where a key may have several rows, of which the latest counts: the column that tells them apart, its cell, and
+   * when a value came to be, in milliseconds since the epoch.
    */
-  readonly versions?: { readonly key: readonly string[]; at(value: Value): number };
+  readonly versions?: { readonly column: string; of(value: Value): string; at(value: Value): number };
   key(key: Key): readonly KeyPart[];
   encode(value: Value): Buffer;
   /** @throws on bytes that `encode` did not make. */

@@ -147,6 +147,7 @@ export class Link implements AsyncDisposable {
   #held: (() => void)[] = [];
   /** The sockets whose answers are held back. */
   #deaf = new Set<Socket>();
+  #mute = false;
 
   private constructor(private readonly target: URL) {}
 
@@ -181,8 +182,9 @@ export class Link implements AsyncDisposable {
     this.#deaf = new Set(this.#sockets);
   }
 
-  get holds(): boolean {
-    return this.#held.length > 0;
+  /** From now on the server hears nothing any more; what is said to it is lost. */
+  silence(): void {
+    this.#mute = true;
   }
 
   letGo(): void {
@@ -196,7 +198,9 @@ export class Link implements AsyncDisposable {
 
   #accept(client: Socket): void {
     const server = connect(Number(this.target.port), this.target.hostname);
-    client.pipe(server);
+    client.on('data', (chunk) => {
+      if (!this.#mute) server.write(chunk);
+    });
     server.on('data', (chunk) => {
       if (this.#deaf.has(client)) this.#held.push(() => client.write(chunk));
       else client.write(chunk);
@@ -236,7 +240,10 @@ export async function noticed(server: ServerName, ...caches: OpenCache[]): Promi
   });
 }
 
-/** A process of its own that runs `code` against the built library; `cache` and `connection` are there for it. */
+/**
+ * A process of its own that runs `code` against the built library; `cache` is there for it, and `told()`, which resolves
+ * with the next thing it is told.
+ */
 export function childProcess(code: string, env: Record<string, string>, prefix: string): ChildProcess {
   const dist = resolve('dist/src');
   const program = `
@@ -249,10 +256,11 @@ export function childProcess(code: string, env: Record<string, string>, prefix: 
     const log = createLogger('warn', process.stderr);
     const connection = connectCache(toConfig(process.env), log, new Events(createMetrics(), log), { prefix: '${prefix}' });
     const cache = new HybridCacheService({ connection });
+    const told = () => new Promise((resolve) => process.stdin.once('data', resolve));
     ${code}
   `;
   return spawn(process.execPath, ['--input-type=module', '--eval', program], {
     env: { PATH: process.env.PATH, ...env },
-    stdio: ['ignore', 'pipe', 'inherit'],
+    stdio: ['pipe', 'pipe', 'inherit'],
   });
 }

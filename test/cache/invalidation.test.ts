@@ -1,7 +1,9 @@
 /** Forgetting on purpose, through every outage that may come with it. Real servers, real signals, several processes. */
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from 'vitest';
-import { type Entry, entry, type Stored } from '../../src/cache/tier.js';
+import type { Answer } from '../../src/cache/hybrid.js';
+import { type Entry, entry, type FoundValue } from '../../src/cache/tier.js';
 import { ArgumentError, TierUnavailableError } from '../../src/errors.js';
+import { crawlContents, rejections } from '../../src/kinds/crawl.js';
 import { sha256 } from '../../src/kinds/identity.js';
 import { KINDS } from '../../src/kinds/index.js';
 import { perceptualHashes } from '../../src/kinds/perceptual-hash.js';
@@ -49,20 +51,21 @@ async function fill({ service, records }: OpenCache, tenantId = tenant, hash = H
 }
 
 /** How many of those entries a process serves. */
-async function served({ service, records }: OpenCache, tenantId = tenant, hash = HASH): Promise<number> {
+async function served({ service, connection: { hybrid } }: OpenCache, tenantId = tenant, hash = HASH): Promise<number> {
   const answers = await Promise.all([
     service.getCachedFaceEmbeddings(hash, tenantId),
     service.getCachedFaceDetection(hash, tenantId),
     service.getCachedPerceptualHash(hash, tenantId),
     service.getCachedSearchResults(hash, tenantId, 5),
     service.shouldSkipUrl(URL_OF, tenantId).then(({ rawKey }) => rawKey),
-    service.shouldSkipCrawledImage(`${URL_OF}?other`, hash, tenantId).then(({ rawKey }) => rawKey),
-    records.urlFacts(tenantId, REFUSED).then(
-      ({ rejection }) => rejection,
-      () => null, // nobody can say
-    ),
+    hybrid.read(tenantId, crawlContents, hash).then(valueOf),
+    hybrid.read(tenantId, rejections, sha256(REFUSED)).then(valueOf),
   ]);
   return answers.filter((answer) => answer !== null).length;
+}
+
+function valueOf(answer: Answer): unknown {
+  return answer.state === 'hit' ? answer.value : null;
 }
 
 const servesNothing = async (cache: OpenCache) => (await served(cache)) === 0;
@@ -161,7 +164,7 @@ test('a backfill that arrives late revives nothing', async () => {
   await fill(a);
   const redis = a.connection.tiers.redis?.tier;
   const one = entry(tenant, perceptualHashes, HASH, PHASH);
-  const [old] = (await a.connection.tiers.postgres.tier.read([one])) as [Stored];
+  const [old] = (await a.connection.tiers.postgres.tier.read([one])) as [FoundValue];
   await a.service.invalidateTenantCache(tenant);
   await redis?.write([{ ...one, generation: old.generation, version: old.version }]);
   expect(await a.service.getCachedPerceptualHash(HASH, tenant)).toBeNull();

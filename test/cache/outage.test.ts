@@ -112,6 +112,7 @@ const lines = (pattern: RegExp | string, from = cache) =>
   messages(from.logs).filter((line) => (typeof pattern === 'string' ? line === pattern : pattern.test(line)));
 const errors = (tier: string, reason: string, from = cache) => counted(from.metrics.tierErrors, { tier, reason });
 const tierUp = (tier: string) => counted(cache.metrics.tierUp, { tier });
+const replaysPending = (from = cache) => from.connection.journal?.pending();
 const guardUp = (server: 'redis' | 'postgres', from = cache) => from.connection.tiers[server]?.guard.isUp;
 
 async function redisHas(contentHash: string): Promise<string[]> {
@@ -121,7 +122,7 @@ async function redisHas(contentHash: string): Promise<string[]> {
   return keys;
 }
 
-test('Redis is killed: PostgreSQL answers everything, and Redis is used again when it is back', async () => {
+test('Redis is killed: PostgreSQL answers everything, and Redis is used again when it is back [M4] [M42]', async () => {
   await stack.kill('redis', 'SIGKILL');
   expect(await known()).toEqual(EVERYTHING);
   const other = sha256('written without Redis');
@@ -190,7 +191,7 @@ test('of many callers that meet a frozen Redis together, each waits once', async
   expect(await errors('redis', 'timeout')).toBe(waits);
 });
 
-test('PostgreSQL is killed: Redis answers what it has, nobody can say the rest, and nothing is called stored', async () => {
+test('PostgreSQL is killed: Redis answers what it has and keeps what is written, and no crawl record is called stored [M5]', async () => {
   const unknown = sha256('nobody knows');
   await stack.kill('postgres', 'SIGKILL');
   expect(await known()).toEqual({ ...EVERYTHING, near: [] });
@@ -199,8 +200,9 @@ test('PostgreSQL is killed: Redis answers what it has, nobody can say the rest, 
   expect(await counted(cache.metrics.cacheRequests, { kind: 'perceptual_hash', result: 'error' })).toBe(1);
   expect(await cache.service.shouldSkipUrl('https://example.com/new.jpg', tenant)).toEqual(NOT_SKIPPED);
 
-  expect(await cache.service.cachePerceptualHash(unknown, tenant, 'hot')).toBe(false);
-  expect(await cache.service.cacheFaceEmbeddings(unknown, tenant, [FACE])).toBe(false);
+  // Durable: the queue's Redis, which here is the same, evicts nothing and writes to disk.
+  expect(await cache.service.cachePerceptualHash(unknown, tenant, 'hot')).toBe(true);
+  expect(await cache.service.cacheFaceEmbeddings(unknown, tenant, [FACE])).toBe(true);
   expect(await cache.service.getCachedPerceptualHash(unknown, tenant)).toBe('hot');
   expect(await cache.service.getCachedFaceEmbeddings(unknown, tenant)).toEqual([FACE]);
 
@@ -218,6 +220,10 @@ test('PostgreSQL is killed: Redis answers what it has, nobody can say the rest, 
   expect(lines(POSTGRES_BACK)).toHaveLength(1);
   expect(await cache.service.storeCrawledImage(`${URL_OF}?new`, crawled, { rawKey: 'r' }, tenant)).toBe(true);
   expect(await known()).toEqual(EVERYTHING);
+  await until('PostgreSQL to have what was written meanwhile', async () => (await replaysPending()) === 0);
+  await using plain = openCache(toConfig({ ...stack.env, REDIS_URL: 'none' }), prefix);
+  expect(await plain.service.getCachedPerceptualHash(unknown, tenant)).toBe('hot');
+  expect(await plain.service.getCachedFaceEmbeddings(unknown, tenant)).toEqual([FACE]);
 });
 
 test('PostgreSQL is killed: what may only be promised by PostgreSQL is refused, not guessed', async () => {
@@ -232,7 +238,7 @@ test('PostgreSQL is killed: what may only be promised by PostgreSQL is refused, 
   expect(await cache.records.content(tenant, HASH)).toMatchObject({ rawKey: 'raw' });
 });
 
-test('PostgreSQL is frozen: one operation waits for it, and no other until it answers again', async () => {
+test('PostgreSQL is frozen: one operation waits for it, and no other until it answers again [M43]', async () => {
   await stack.kill('postgres', 'SIGSTOP');
   const unknown = sha256('nobody knows');
   for (let i = 0; i < 50; i++) expect(await cache.service.getCachedPerceptualHash(unknown, tenant)).toBeNull();
@@ -258,7 +264,7 @@ test('a cache closes while its servers are frozen', async () => {
   expect(await reading).toBeNull();
 });
 
-test('both are down when the cache is made: null and false, until they come one after the other', async () => {
+test('both are down when the cache is made: null and false, until they come one after the other [M6]', async () => {
   await stack.kill('redis', 'SIGKILL');
   await stack.kill('postgres', 'SIGKILL');
   await using late = open();
@@ -292,11 +298,14 @@ test('Redis alone is there when the cache is made: what is written is served, an
   await stack.kill('postgres', 'SIGKILL');
   await using late = open();
   const other = sha256('hot only');
-  expect(await late.service.cachePerceptualHash(other, tenant, 'hot')).toBe(false);
+  expect(await late.service.cachePerceptualHash(other, tenant, 'hot')).toBe(true);
   expect(await late.service.getCachedPerceptualHash(other, tenant)).toBe('hot');
   await stack.restart('postgres');
   await until('PostgreSQL to be used', () => guardUp('postgres', late));
-  expect(await late.service.cachePerceptualHash(other, tenant, 'hot')).toBe(true);
+  await until('PostgreSQL to have what was written meanwhile', async () => (await replaysPending(late)) === 0);
+  expect(await late.service.getCachedPerceptualHash(other, tenant)).toBe('hot');
+  expect(await late.service.cachePerceptualHash(other, tenant, 'hotter')).toBe(true);
+  expect(await late.service.getCachedPerceptualHash(other, tenant)).toBe('hotter');
 });
 
 test('a Redis that wants another password is an outage, and its line names none', async () => {
@@ -314,7 +323,8 @@ test('a PostgreSQL that wants another password is an outage, and its line names 
   url.password = 'not-the-password';
   const wrong = openCache(toConfig({ ...stack.env, DATABASE_URL: url.href }), prefix);
   expect(await known(tenant, wrong)).toEqual({ ...EVERYTHING, near: [] });
-  expect(await wrong.service.cachePerceptualHash(HASH, tenant, 'text')).toBe(false);
+  expect(await wrong.service.cachePerceptualHash(HASH, tenant, 'text')).toBe(true);
+  expect(await replaysPending(wrong)).toBe(1);
   expect(lines(POSTGRES_DOWN, wrong)).toEqual([expect.stringContaining('password authentication failed')]);
   expect(JSON.stringify(wrong.logs)).not.toContain('not-the-password');
   await wrong[Symbol.asyncDispose]();

@@ -9,6 +9,7 @@ import { sha256 } from '../../src/kinds/identity.js';
 import { perceptualHashes } from '../../src/kinds/perceptual-hash.js';
 import { createLogger } from '../../src/logger.js';
 import { crawlContent, crawlUrl, examples, MOMENT } from '../kinds/examples.js';
+import { until } from '../support/until.js';
 import { createWorld, type World } from '../support/world.js';
 import { Relay } from './relay.js';
 import { freshTenant } from './support.js';
@@ -244,6 +245,37 @@ test('of a batch with two versions of a URL the one fetched last counts, and bot
     tenant,
   ]);
   expect(rows).toEqual([{ raw_key: 'raw/older' }, { raw_key: 'raw/newer' }]);
+});
+
+test('a batch with two versions of a URL that has one already notes one thing to repair, the latest', async () => {
+  const tenant = freshTenant();
+  const version = (name: string, fetchedAt: number) =>
+    entry(tenant, crawlUrls, sha256('of three versions'), crawlUrl(name, { fetchedAt }));
+  await tier.write([version('first', MOMENT)]);
+  const newest = version('third', MOMENT + 2);
+  expect(await tier.write([version('second', MOMENT + 1), newest])).toMatchObject([newest, newest]);
+  const repairs = 'select entry, version::float8 from redis_repairs where tenant_id = $1';
+  const { rows } = await pool.query(repairs, [tenant]);
+  expect(rows).toEqual([{ entry: newest.id, version: (MOMENT + 2) * 1_000 }]);
+});
+
+test('who writes a version of a URL while another writer commits a newer one is told that one', async () => {
+  const tenant = freshTenant();
+  const at = (fetchedAt: number) => entry(tenant, crawlUrls, sha256('raced'), crawlUrl('same', { fetchedAt }));
+  const [older, newer] = [at(MOMENT), at(MOMENT + 1)];
+  // One connection, and so one transaction.
+  const own = createPool({ connectionString: world.databaseUrl }, createLogger('silent'), { max: 1 });
+  await own.query('begin');
+  await new PostgresTier(own).write([newer]);
+  const writing = tier.write([older]);
+  await until('the writer that waits', async () => {
+    const waiting = "select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+    return (await pool.query(waiting)).rowCount;
+  });
+  await own.query('commit');
+  await own.end();
+  expect(await writing).toMatchObject([newer]);
+  expect(await read([older])).toEqual([{ state: 'value', value: newer.value }]);
 });
 
 test('of fifty writers of one version of a URL each is told what stands, and the one fetched last does', async () => {

@@ -2,8 +2,8 @@
  * A TCP relay in front of a real server. It counts round trips (how often the client spoke after being answered), and
  * can hold the answers back, so that a test decides what happens between a question and its answer.
  *
- * What the cache asks on its own account counts for nothing: PostgreSQL for changes (statements named `coherence…`),
- * Redis for its memory (`INFO`), and either of them to be let in.
+ * What the cache asks on its own account counts for nothing: PostgreSQL for changes (statements named `coherence…`) and
+ * for the time (`clock`), Redis for its memory (`INFO`), and either of them to be let in.
  */
 import { once } from 'node:events';
 import { type AddressInfo, connect, createServer, type Server, type Socket } from 'node:net';
@@ -104,5 +104,6 @@ const INFO = '*1\r\n$4\r\ninfo\r\n';
 /** PostgreSQL's clients introduce themselves by a message without a type, then answer to its questions by `p`. */
 function isBackground(chunk: Buffer): boolean {
   const introduction = chunk[0] === 0 || chunk[0] === 0x70;
-  return introduction || chunk.includes('coherence') || chunk.equals(Buffer.from(INFO));
+  const clock = chunk.includes('\0clock\0');
+  return introduction || clock || chunk.includes('coherence') || chunk.equals(Buffer.from(INFO));
 }

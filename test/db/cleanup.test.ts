@@ -217,10 +217,12 @@ describe('cleanup_cache_batch', () => {
     try {
       await writer.query('begin');
       await writer.query(`update search_results_cache set version = 2000 where content_hash = 'written'`);
+      await db.client.query(`set lock_timeout = '1s'`);
       expect((await batch('search_results', 7, 10)).deleted).toBe('1');
       await writer.query('commit');
       expect(await db.left('search_results')).toEqual(['written']);
     } finally {
+      await db.client.query('reset lock_timeout');
       await writer.end();
     }
   });

@@ -44,7 +44,7 @@ async function query<Row>(connectionString: string, text: string): Promise<Row[]
 const tables = () =>
   query<{ name: string }>(
     url,
-    "select table_name as name from information_schema.tables where table_schema = 'public' order by 1",
+    "select table_name as name from information_schema.tables where table_schema = 'public' and table_type = 'BASE TABLE' order by 1",
   ).then((rows) => rows.map(({ name }) => name));
 const applied = () => query<{ hash: string }>(url, 'select hash from drizzle.__drizzle_migrations order by id');
 

@@ -1,14 +1,16 @@
 /** What holds for every kind: it round trips in both of its forms, and its keys are its own. */
+import { isDeepStrictEqual } from 'node:util';
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
 import { RedisTier } from '../../src/cache/redis-tier.js';
-import type { Lookup } from '../../src/cache/tier.js';
+import { entry, lookup } from '../../src/cache/tier.js';
 import { ArgumentError } from '../../src/errors.js';
 import { crawlContents, crawlUrls, rejections } from '../../src/kinds/crawl.js';
 import { faceDetections, faceEmbeddings } from '../../src/kinds/faces.js';
 import { checkKinds } from '../../src/kinds/index.js';
 import { type AnyKind, checkContentHash, checkModel, checkTenantId } from '../../src/kinds/kind.js';
 import { perceptualHashes } from '../../src/kinds/perceptual-hash.js';
+import { searches } from '../../src/kinds/search-results.js';
 import { createLogger } from '../../src/logger.js';
 import { KIND_NAMES } from '../../src/metrics.js';
 import { examples } from './examples.js';
@@ -69,19 +71,22 @@ test.each(VALUES.map(([kind, values]) => [kind.name, kind, values] as const))(
   (_name, kind, values) => {
     fc.assert(
       fc.property(values, (value) => {
-        expect(kind.decode(kind.encode(value))).toStrictEqual(value);
-        expect(kind.fromRow(kind.toRow(value))).toStrictEqual(value);
+        const bytes = kind.encode(value);
+        expect(kind.decode(bytes)).toStrictEqual(value);
+        expect(kind.fromRow(kind.toRow(value, bytes))).toStrictEqual(value);
       }),
     );
   },
 );
 
-test.each(examples().map((one) => [one.kind.name, one] as const))(
+test.each(examples('tenant').map((one) => [one.kind.name, one] as const))(
   '%s has as many cells as its table has columns, and they make the value again',
-  (_name, { kind, value }) => {
-    expect(kind.toRow(value)).toHaveLength(kind.table.columns.length);
-    expect(kind.fromRow(kind.toRow(value))).toStrictEqual(value);
-    expect(kind.decode(kind.encode(value))).toStrictEqual(value);
+  (_name, { kind, value, bytes }) => {
+    const row = kind.toRow(value, bytes);
+    expect(row).toHaveLength(kind.table.columns.length);
+    expect(kind.fromRow(row)).toStrictEqual(value);
+    expect(kind.decode(bytes)).toStrictEqual(value);
+    expect(kind.encodedIn?.(row) ?? bytes).toEqual(bytes);
   },
 );
 
@@ -89,6 +94,7 @@ test.each([
   ['crawl_url', crawlUrls as AnyKind],
   ['perceptual_hash', perceptualHashes as AnyKind],
   ['face_embedding', faceEmbeddings as AnyKind],
+  ['search_results', searches as AnyKind],
 ])('%s refuses bytes that it did not make', (_name, kind) => {
   expect(() => kind.decode(Buffer.from([0xff, 0xfe, 0x00]))).toThrow();
 });
@@ -98,14 +104,14 @@ test.each([['[]'], ['null'], ['1'], ['"text"'], ['{"rawKey":"a'], ['']])('a reco
 });
 
 test('every kind is declared once, has a table of its own and an example here', () => {
-  const kinds = examples().map(({ kind }) => kind);
+  const kinds = examples('tenant').map(({ kind }) => kind);
   expect(() => checkKinds()).not.toThrow();
   expect(kinds.map(({ name }) => name).sort()).toEqual([...KIND_NAMES].sort());
   expect(new Set(kinds.map(({ table }) => table.name)).size).toBe(kinds.length);
 });
 
 test('a missing or doubled kind stops the process, saying which and what to do', () => {
-  const [first, ...rest] = examples().map(({ kind }) => kind) as [AnyKind, ...AnyKind[]];
+  const [first, ...rest] = examples('tenant').map(({ kind }) => kind) as [AnyKind, ...AnyKind[]];
   const told = (times: number) => `kind ${first.name} is declared ${times} times: list it once in kinds/index.ts`;
   expect(() => checkKinds(rest)).toThrow(told(0));
   expect(() => checkKinds([first, ...rest, first])).toThrow(told(2));
@@ -150,24 +156,42 @@ function expectRefused(check: () => unknown, argument: string): void {
   throw new Error(`${argument} was not refused`);
 }
 
+test.each(['a:b', '*', '', '🙂'])('no entry is named for the tenant %j', (id) => {
+  expectRefused(() => lookup(id, perceptualHashes, HASH), 'tenantId');
+  expectRefused(() => entry(id, perceptualHashes, HASH, 'text'), 'tenantId');
+});
+
+test.each([0, -1, 1.5, 2 ** 31, Number.NaN, Number.POSITIVE_INFINITY, '1', null, undefined])(
+  '%j is no number of matches',
+  (topK) => {
+    expectRefused(() => lookup('a', searches, { contentHash: HASH, topK: topK as never }), 'topK');
+  },
+);
+
 test('two entries share a Redis key only where tenant, kind and key are the same', () => {
   const ttl = { embedding: 1, search: 1, phash: 1, faceDetection: 1, crawl: 1 };
   const tier = new RedisTier({ url: 'redis://localhost', ttl }, createLogger('silent'));
-  const contentKinds = fc.constantFrom(...([perceptualHashes, crawlContents, crawlUrls, rejections] as AnyKind[]));
-  const faceKinds = fc.constantFrom(...([faceEmbeddings, faceDetections] as AnyKind[]));
-  // Of two hashes and a few models, so that all but one part are often equal.
+  // Of two hashes and a few of the rest, so that all but one part are often equal.
   const fewHashes = fc.constantFrom(HASH, 'cd'.repeat(32));
-  const fewModels = fc.oneof(fc.constantFrom('a', 'b', 'a/b'), model);
-  const asked: fc.Arbitrary<Lookup> = fc.oneof(
-    record({ kind: contentKinds, key: fewHashes }),
-    record({ kind: faceKinds, key: record({ contentHash: fewHashes, model: fewModels }) }),
+  const fewModels = fc.oneof(fc.constantFrom('a', 'b', 'a/b', '1', '10'), model);
+  const fewTenants = fc.oneof(fc.constantFrom('a', 'b', '1', '..', 'face_embedding', 'a'.repeat(100)), tenant);
+  const topK = fc.oneof(fc.constantFrom(1, 10), fc.integer({ min: 1, max: 2 ** 31 - 1 }));
+  const asked: fc.Arbitrary<{ kind: AnyKind; key: unknown }> = fc.oneof(
+    record({
+      kind: fc.constantFrom(...([perceptualHashes, crawlContents, crawlUrls, rejections] as AnyKind[])),
+      key: fewHashes,
+    }),
+    record({
+      kind: fc.constantFrom(...([faceEmbeddings, faceDetections] as AnyKind[])),
+      key: record({ contentHash: fewHashes, model: fewModels }),
+    }),
+    record({ kind: fc.constant(searches as AnyKind), key: record({ contentHash: fewHashes, topK }) }),
   );
-  const fewTenants = fc.oneof(fc.constantFrom('a', 'b', '1', 'face_embedding'), tenant);
   fc.assert(
     fc.property(fewTenants, asked, fewTenants, asked, (tenantA, a, tenantB, b) => {
-      const parts = (id: string, { kind, key }: Lookup) => JSON.stringify([id, kind.name, kind.key(key)]);
-      const same = parts(tenantA, a) === parts(tenantB, b);
-      expect(tier.keyOf(tenantA, a) === tier.keyOf(tenantB, b)).toBe(same);
+      const [one, other] = [lookup(tenantA, a.kind, a.key), lookup(tenantB, b.kind, b.key)];
+      const same = isDeepStrictEqual([tenantA, a.kind.name, a.key], [tenantB, b.kind.name, b.key]);
+      expect(tier.keyOf(one.id) === tier.keyOf(other.id)).toBe(same);
     }),
     { numRuns: 5_000 },
   );
