@@ -46,7 +46,7 @@ interface Measured {
 }
 
 /** Calls of one way in its turn: enough to outlast what the way before has left in the processor's caches. */
-const CALLS_A_TURN = 10;
+const CALLS_A_TURN = 100;
 const WORKERS = 64;
 const SLICE_MS = 300;
 const SLICES = 12;

@@ -29,8 +29,8 @@ export async function hitRows(world: World): Promise<Row[]> {
     peers: records.peers,
   };
   return proving(app, 'redis_hit', async () => [
-    await latency({ work: 'Redis hit in sequence, one face of 512 numbers', target: 1.15, turns: 300, ...faces }),
-    await latency({ work: 'Redis hit in sequence, a record of 300 bytes', target: 1.15, turns: 300, ...records }),
+    await latency({ work: 'Redis hit in sequence, one face of 512 numbers', target: 1.15, turns: 40, ...faces }),
+    await latency({ work: 'Redis hit in sequence, a record of 300 bytes', target: 1.15, turns: 40, ...records }),
     await throughput({ work: 'Redis hits, 64 in flight, one face of 512 numbers', target: 0.85, ...faces }),
     await throughput({ work: 'Redis hits, 64 in flight, a record of 300 bytes', target: 0.85, ...records }),
     await throughput({ work: 'shouldSkipUrl, 64 in flight', target: 0.8, ...skips }),
@@ -44,7 +44,7 @@ function batchRow({ app, raw, peers }: World, keys: readonly string[]): Promise<
   return latency({
     work: 'Redis hits, 100 keys in one call, a face of 512 numbers each',
     target: 1.2,
-    turns: 15,
+    turns: 5,
     ours: () => app.cache.getCachedFaceEmbeddingsBatch(hashes, TENANT),
     raw: async () => (await raw.redis.mgetBuffer(...keys)).map(decodeFaces),
     peers: waysOf(

@@ -32,7 +32,7 @@ export class Events {
   ) {}
 
   lookup(kind: KindName, result: LookupResult): void {
-    this.metrics.cacheRequests.inc({ kind, result });
+    this.metrics.lookups[kind][result] += 1;
   }
 
   backfilled(kind: KindName): void {
@@ -64,7 +64,7 @@ export class Events {
   }
 
   tierAnswered(tier: TierName, operation: TierOperation, seconds: number): void {
-    this.metrics.cacheOperation.observe({ tier, operation }, seconds);
+    this.metrics.cacheOperation.observe(seconds, tier, operation);
   }
 
   /** One failed operation. An outage is logged once, by `tierDown`; a server that is up and unable, every ten seconds. */

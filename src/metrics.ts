@@ -1,6 +1,7 @@
 /** The metrics this service exposes. Label values come from closed sets; only `events.ts` counts. */
 
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client';
+import { DurationHistogram } from './duration-histogram.js';
 import { packageVersion } from './package.js';
 
 /** The kinds of `kinds/`, as the values of the `kind` label. */
@@ -43,16 +44,30 @@ export function createMetrics(registry: Registry = new Registry()) {
     1,
   );
 
+  const lookups = byKind();
   return {
     registry,
-    cacheRequests: counter('hybrid_cache_requests_total', 'Look-ups by kind and answer.', 'kind', 'result'),
+    /** Look-ups are many: they are counted here, and become `cacheRequests` at each scrape. */
+    lookups,
+    cacheRequests: new Counter({
+      name: 'hybrid_cache_requests_total',
+      help: 'Look-ups by kind and answer.',
+      labelNames: ['kind', 'result'],
+      registers,
+      collect() {
+        this.reset();
+        for (const kind of KIND_NAMES) {
+          for (const [result, count] of Object.entries(lookups[kind])) if (count > 0) this.inc({ kind, result }, count);
+        }
+      },
+    }),
     cacheBackfills: counter('hybrid_cache_backfills_total', 'Entries copied from PostgreSQL to Redis.', 'kind'),
-    cacheOperation: histogram(
+    cacheOperation: new DurationHistogram(
       'hybrid_cache_operation_duration_seconds',
       'Time of one tier operation.',
       SECONDS,
-      'tier',
-      'operation',
+      ['tier', 'operation'],
+      registry,
     ),
     tierUp: gauge('hybrid_cache_tier_up', 'Whether the tier answers, 1 or 0.', 'tier'),
     tierErrors: counter(
@@ -78,4 +93,9 @@ export function createMetrics(registry: Registry = new Registry()) {
     jobDuration: histogram('job_duration_seconds', 'Time of one run of a job.', LONG_SECONDS, 'queue', 'outcome'),
     jobAttempts: counter('job_attempts_total', 'Runs of jobs, by how they ended.', 'queue', 'result'),
   };
+}
+
+function byKind(): Record<KindName, Record<LookupResult, number>> {
+  const none = () => ({ redis_hit: 0, postgres_hit: 0, miss: 0, error: 0 });
+  return Object.fromEntries(KIND_NAMES.map((kind) => [kind, none()])) as Record<KindName, Record<LookupResult, number>>;
 }

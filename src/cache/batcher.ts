@@ -58,10 +58,11 @@ export class Batcher<Item, Result> {
     return this.#waiting.splice(0, end < 0 ? this.#waiting.length : end);
   }
 
-  async #execute(calls: readonly Call<Item, Result>[]): Promise<void> {
-    await this.#settle(calls);
-    this.#running -= 1;
-    this.#start();
+  #execute(calls: readonly Call<Item, Result>[]): void {
+    this.#settle(calls).then(() => {
+      this.#running -= 1;
+      if (this.#waiting.length > 0) this.#start();
+    });
   }
 
   /** Never rejects: the calls do. */

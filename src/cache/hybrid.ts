@@ -159,26 +159,28 @@ export class HybridCache {
 
   async #fly(flight: Flight): Promise<Answer[]> {
     try {
-      return await this.#ask(flight.lookups);
+      const { lookups } = flight;
+      const hot = this.tiers.redis ? await this.#redisReads.add(lookups) : lookups.map(() => ABSENT);
+      const answers = hot.map((found) => (found.state === 'value' ? hit(found, 'redis') : MISS));
+      if (answers.includes(MISS)) await this.#askPostgres(lookups, hot, answers);
+      return answers;
     } finally {
       this.#land(flight);
     }
   }
 
-  async #ask(lookups: readonly Lookup[]): Promise<Answer[]> {
-    const hot = this.tiers.redis ? await this.#redisReads.add(lookups) : lookups.map(() => ABSENT);
-    const answers = hot.map((found) => (found.state === 'value' ? hit(found, 'redis') : MISS));
+  /** Puts what PostgreSQL says in the place of the misses, and brings it to Redis. */
+  async #askPostgres(lookups: readonly Lookup[], hot: readonly Found[], answers: Answer[]): Promise<void> {
     const missing = lookups.filter((_, i) => answers[i] === MISS);
-    if (missing.length === 0) return answers;
     const permanent = await unlessAway(this.#postgresReader(missing).add(missing));
     const found = new Map(missing.map((one, i) => [one.id, permanent?.[i] ?? ABSENT]));
-    this.#backfill(lookups, hot, permanent && found);
-    return answers.map((answer, i) => {
-      if (answer !== MISS) return answer;
-      const one = found.get(lookups[i]?.id ?? '');
-      if (one?.state === 'value') return hit(one, 'postgres');
-      return permanent ? MISS : UNKNOWN;
+    lookups.forEach(({ id }, i) => {
+      if (answers[i] !== MISS) return;
+      const one = found.get(id);
+      if (one?.state === 'value') answers[i] = hit(one, 'postgres');
+      else if (!permanent) answers[i] = UNKNOWN;
     });
+    this.#backfill(lookups, hot, permanent && found);
   }
 
   #land(flight: Flight): void {

@@ -4,6 +4,7 @@
  */
 import { setTimeout as pause } from 'node:timers/promises';
 import type { Pool } from 'pg';
+import { TierUnavailableError } from '../errors.js';
 import type { Events } from '../events.js';
 import { KINDS } from '../kinds/index.js';
 import { type Coherence, POLL_MS } from './coherence.js';
@@ -14,6 +15,7 @@ const DEADLINE_MS = 60_000;
 const BATCH = 1_000;
 /** Between two batches, so that others come first. */
 const BREATH_MS = 5;
+const RETRY_MS = 5_000;
 const ALL_TENANTS = '*';
 
 const PURGE_NEXT = {
@@ -72,9 +74,11 @@ export class Invalidation {
   /** Deletes what is out of reach, in the background; also what a process that died has left. */
   purge(): void {
     this.#again = true;
-    this.#purging ??= this.#purge().finally(() => {
-      this.#purging = undefined;
-    });
+    this.#purging ??= this.#purge()
+      .catch((error: unknown) => this.events.troubled('deleting what was invalidated', error))
+      .finally(() => {
+        this.#purging = undefined;
+      });
   }
 
   async close(): Promise<void> {
@@ -139,7 +143,10 @@ export class Invalidation {
       try {
         await this.#purgeAll();
       } catch (error) {
-        this.events.troubled('deleting what was invalidated', error);
+        if (!(error instanceof TierUnavailableError)) throw error;
+        // What is out of reach is in nobody's way: it can wait.
+        this.#again = true;
+        await pause(RETRY_MS, undefined, { signal: this.#stopped.signal }).catch(() => undefined);
       }
     }
   }

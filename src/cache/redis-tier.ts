@@ -57,7 +57,7 @@ export class RedisTier implements Tier {
   }
 
   /** One round trip, whatever the kinds and tenants. */
-  async read(lookups: readonly Lookup[], tenants: readonly string[] = []): Promise<RedisAnswer> {
+  read(lookups: readonly Lookup[], tenants: readonly string[] = []): Promise<RedisAnswer> {
     const keys = lookups.map((one) => this.keyOf(one.id));
     for (const tenant of tenants) keys.push(this.#generationKey(tenant));
     return this.#connection.use(async (redis, { run }) => {

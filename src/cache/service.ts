@@ -89,7 +89,7 @@ export class HybridCacheService {
     { model = this.#models.embedding }: ModelOption = {},
   ): Promise<boolean> {
     const faces = checkList('embeddings', z.array(faceEmbedding), embeddings);
-    return this.#put(tenantId, faceEmbeddings, facesKey(content, model), faces);
+    return await this.#put(tenantId, faceEmbeddings, facesKey(content, model), faces);
   }
 
   /** @returns the embeddings exactly as they were given; `[]` for an image without faces; `null` where unknown. */
@@ -98,7 +98,7 @@ export class HybridCacheService {
     tenantId: string,
     { model = this.#models.embedding }: ModelOption = {},
   ): Promise<FaceEmbedding[] | null> {
-    return this.#get(tenantId, faceEmbeddings, facesKey(content, model));
+    return await this.#get(tenantId, faceEmbeddings, facesKey(content, model));
   }
 
   /** `getCachedFaceEmbeddings` of many images, in their order, in one round trip per tier. */
@@ -108,7 +108,7 @@ export class HybridCacheService {
     { model = this.#models.embedding }: ModelOption = {},
   ): Promise<(FaceEmbedding[] | null)[]> {
     const keys = checkBatch('contents', contents).map((content) => facesKey(content, model));
-    return this.#getBatch(tenantId, faceEmbeddings, keys);
+    return await this.#getBatch(tenantId, faceEmbeddings, keys);
   }
 
   /** Like `cacheFaceEmbeddings`, for what a detector found. */
@@ -119,7 +119,7 @@ export class HybridCacheService {
     { model = this.#models.detection }: ModelOption = {},
   ): Promise<boolean> {
     const faces = checkList('detections', z.array(faceDetection), detections);
-    return this.#put(tenantId, faceDetections, facesKey(content, model), faces);
+    return await this.#put(tenantId, faceDetections, facesKey(content, model), faces);
   }
 
   async getCachedFaceDetection(
@@ -127,7 +127,7 @@ export class HybridCacheService {
     tenantId: string,
     { model = this.#models.detection }: ModelOption = {},
   ): Promise<FaceDetection[] | null> {
-    return this.#get(tenantId, faceDetections, facesKey(content, model));
+    return await this.#get(tenantId, faceDetections, facesKey(content, model));
   }
 
   async getCachedFaceDetectionBatch(
@@ -136,20 +136,20 @@ export class HybridCacheService {
     { model = this.#models.detection }: ModelOption = {},
   ): Promise<(FaceDetection[] | null)[]> {
     const keys = checkBatch('contents', contents).map((content) => facesKey(content, model));
-    return this.#getBatch(tenantId, faceDetections, keys);
+    return await this.#getBatch(tenantId, faceDetections, keys);
   }
 
   /** @param phash text of 1 to 128 characters; 16 lower-case hex characters can also be found by likeness. */
   async cachePerceptualHash(content: Content, tenantId: string, phash: string): Promise<boolean> {
-    return this.#put(tenantId, perceptualHashes, hashOf(content), checkText('phash', phash, 128));
+    return await this.#put(tenantId, perceptualHashes, hashOf(content), checkText('phash', phash, 128));
   }
 
   async getCachedPerceptualHash(content: Content, tenantId: string): Promise<string | null> {
-    return this.#get(tenantId, perceptualHashes, hashOf(content));
+    return await this.#get(tenantId, perceptualHashes, hashOf(content));
   }
 
   async getCachedPerceptualHashBatch(contents: readonly Content[], tenantId: string): Promise<(string | null)[]> {
-    return this.#getBatch(tenantId, perceptualHashes, checkBatch('contents', contents).map(hashOf));
+    return await this.#getBatch(tenantId, perceptualHashes, checkBatch('contents', contents).map(hashOf));
   }
 
   /**
@@ -158,11 +158,11 @@ export class HybridCacheService {
    */
   async cacheSearchResults(content: Content, tenantId: string, topK: number, results: SearchResults): Promise<boolean> {
     const checked = checkList('results', searchResults, results);
-    return this.#put(tenantId, searches, { contentHash: hashOf(content), topK }, checked);
+    return await this.#put(tenantId, searches, { contentHash: hashOf(content), topK }, checked);
   }
 
   async getCachedSearchResults(content: Content, tenantId: string, topK: number): Promise<SearchResults | null> {
-    return this.#get(tenantId, searches, { contentHash: hashOf(content), topK });
+    return await this.#get(tenantId, searches, { contentHash: hashOf(content), topK });
   }
 
   async getCachedSearchResultsBatch(
@@ -171,7 +171,7 @@ export class HybridCacheService {
     topK: number,
   ): Promise<(SearchResults | null)[]> {
     const keys = checkBatch('contents', contents).map((content) => ({ contentHash: hashOf(content), topK }));
-    return this.#getBatch(tenantId, searches, keys);
+    return await this.#getBatch(tenantId, searches, keys);
   }
 
   /** Whether the URL is known, before any download. `reason` is then `'url'`. */
