@@ -18,7 +18,7 @@ import { writeRows } from './writes.js';
 
 const local = resolve('.local');
 const folder = `${local}/bench-${randomBytes(4).toString('hex')}`;
-await using stack = await startLocalStack({ folder, ephemeral: true, cacheFolder: local });
+await using stack = await startLocalStack({ folder, ephemeral: true, durable: true, cacheFolder: local });
 if (stack.redis.source === 'none') throw new Error(`The bench needs a Redis server. ${stack.redis.detail}`);
 const config = toConfig({ ...stack.env });
 await migrate(config.postgres, { queueOnPostgres: false });

@@ -45,7 +45,7 @@ async function outageRow(work: string, { app, peers }: World, withoutRedis: App,
   const row = await latency({
     work,
     target: 1.5,
-    turns: 300,
+    turns: 30,
     quantile: 0.99,
     ours: (n) => read(app, n),
     raw: (n) => read(withoutRedis, n),

@@ -18,7 +18,7 @@ function hitRow({ app, raw, peers }: World): Promise<Row> {
   return latency({
     work: 'PostgreSQL hit in sequence, Redis empty, one face of 512 numbers',
     target: 1.15,
-    turns: 150,
+    turns: 15,
     ours: {
       prepare: (n) => raw.redis.del(nth(keys, n)),
       run: (n) => app.cache.getCachedFaceEmbeddings(nth(HASHES, n), TENANT),
@@ -46,7 +46,7 @@ function missRow({ app, raw, peers }: World): Promise<Row> {
   return latency({
     work: 'miss in both tiers, in sequence',
     target: 1.15,
-    turns: 150,
+    turns: 15,
     ours: () => app.cache.getCachedFaceEmbeddings(freshHash(), TENANT),
     raw: async () => {
       const hash = freshHash();

@@ -1,5 +1,5 @@
 /**
- * A histogram for what happens hundreds of thousands of times a second: observing is one addition to an array, and
+ * A histogram with two labels for what happens hundreds of thousands of times a second: observing is one addition to an array, and
  * Prometheus' form is made at each scrape. prom-client's own takes longer than the look-up around it.
  */
 import type { Registry } from 'prom-client';
@@ -12,22 +12,22 @@ interface Series<L extends string> {
 }
 
 export class DurationHistogram<L extends string> {
-  readonly #series = new Map<string, Series<L>>();
+  /** By the first label, then by the second. */
+  readonly #series = new Map<string, Map<string, Series<L>>>();
 
   constructor(
     readonly name: string,
     readonly help: string,
     /** Upper bounds in seconds, rising. */
     private readonly bounds: readonly number[],
-    private readonly labelNames: readonly L[],
+    private readonly labelNames: readonly [L, L],
     registry: Registry,
   ) {
     registry.registerMetric(this as never);
   }
 
-  /** `labels` in the order of the names. */
-  observe(seconds: number, ...labels: string[]): void {
-    const series = this.#series.get(labels.join()) ?? this.#begin(labels);
+  observe(seconds: number, first: string, second: string): void {
+    const series = this.#series.get(first)?.get(second) ?? this.#begin(first, second);
     let bucket = 0;
     while (bucket < this.bounds.length && seconds > (this.bounds[bucket] as number)) bucket++;
     series.counts[bucket] = (series.counts[bucket] as number) + 1;
@@ -36,7 +36,9 @@ export class DurationHistogram<L extends string> {
 
   /** As prom-client's registry asks its metrics. */
   async get() {
-    const values = [...this.#series.values()].flatMap((series) => this.#valuesOf(series));
+    const values = [...this.#series.values()].flatMap((all) =>
+      [...all.values()].flatMap((series) => this.#valuesOf(series)),
+    );
     return { name: this.name, help: this.help, type: 'histogram', values, aggregator: 'sum' };
   }
 
@@ -44,10 +46,12 @@ export class DurationHistogram<L extends string> {
     this.#series.clear();
   }
 
-  #begin(cells: readonly string[]): Series<L> {
-    const labels = Object.fromEntries(this.labelNames.map((name, i) => [name, cells[i]])) as Record<L, string>;
+  #begin(first: string, second: string): Series<L> {
+    const [outer, inner] = this.labelNames;
+    const labels = { [outer]: first, [inner]: second } as Record<L, string>;
     const series = { labels, counts: new Array<number>(this.bounds.length + 1).fill(0), sum: 0 };
-    this.#series.set(cells.join(), series);
+    const all = this.#series.get(first) ?? new Map<string, Series<L>>();
+    this.#series.set(first, all.set(second, series));
     return series;
   }
 

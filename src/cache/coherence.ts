@@ -111,6 +111,9 @@ export class Coherence {
     return Math.max(this.#generations.get(tenantId) ?? 0, this.#generations.get(ALL_TENANTS) ?? 0);
   }
 
+  /** The tenant's generation, where it may be relied upon. */
+  readonly known = (tenantId: string): number | null => (this.isFresh ? this.generationOf(tenantId) || null : null);
+
   /** Generations only rise, whoever tells of them. */
   learn(tenantId: string, generation: number): void {
     if (generation > (this.#generations.get(tenantId) ?? 0)) this.#generations.set(tenantId, generation);

@@ -126,6 +126,7 @@ export class HybridCache {
 
   /** Brings to Redis what PostgreSQL has committed, and says to `coherence` whether it arrived. */
   async toRedis(standing: readonly Stored[]): Promise<void> {
+    for (const { tenantId, generation } of standing) this.coherence.learn(tenantId, generation);
     if (this.tiers.redis) {
       const [arrived] = await this.#redisWrites.add(standing);
       if (arrived) this.coherence.confirmed(standing);
@@ -211,7 +212,7 @@ export class HybridCache {
 
   async #readPostgres(lookups: readonly Lookup[]): Promise<Found[]> {
     const { guard, tier } = this.tiers.postgres;
-    const found = await guard.run('read', () => tier.read(lookups));
+    const found = await guard.run('read', () => tier.read(lookups, this.coherence.known));
     this.#report('postgres', lookups, found);
     return found;
   }

@@ -17,10 +17,13 @@ import {
 } from './statement.js';
 import type { Lookup } from './tier.js';
 
+/** The generation of a tenant, where it is known; otherwise PostgreSQL looks it up. */
+export type Known = (tenantId: string) => number | null;
+
 /** Rows of `part, slot, generation, version`, then the cells: of several kinds, in one JSON array. */
-export function selection(groups: readonly Group<Lookup>[]): Statement {
+export function selection(groups: readonly Group<Lookup>[], known: Known): Statement {
   const only = onlyItem(groups);
-  if (only) return selectionOfOne(only);
+  if (only) return selectionOfOne(only, known);
   const values: unknown[] = [];
   const asked = groups.map(({ kind, items }) => {
     const arrays = new Arrays(values);
@@ -28,6 +31,11 @@ export function selection(groups: readonly Group<Lookup>[]): Statement {
       'tenant_id',
       'text',
       column(items, (item) => item.tenantId),
+    );
+    arrays.add(
+      'known',
+      'bigint',
+      column(items, (item) => known(item.tenantId)),
     );
     addKey(arrays, kind, items);
     return arrays;
@@ -41,7 +49,7 @@ function selectionText(groups: readonly Group<Lookup>[], asked: readonly Arrays[
     const cells = groups.length > 1 ? jsonCells(kind) : plainCells(kind);
     const found =
       `select t.generation, t.version, ${cells} from ${kind.table.name} t ` +
-      `where ${matching(kind, CURRENT('a.tenant_id'))}${latest(kind)}`;
+      `where ${matching(kind, `coalesce(a.known, ${CURRENT('a.tenant_id')})`)}${latest(kind)}`;
     const rows = asked[part]?.from('a');
     return `select ${part}::int, a.slot::int - 1, found.* from ${rows} cross join lateral (${found}) found`;
   });
@@ -49,16 +57,16 @@ function selectionText(groups: readonly Group<Lookup>[], asked: readonly Arrays[
 }
 
 /** What is asked most, without the arrays. */
-function selectionOfOne({ kind, tenantId, parts }: Lookup): Statement {
+function selectionOfOne({ kind, tenantId, parts }: Lookup, known: Known): Statement {
   const name = `read one ${kind.name}`;
   const text = once(name, () => {
-    const keys = kind.table.key.map(({ name: key, type }, i) => `t.${key} = $${i + 2}::${type}`);
+    const keys = kind.table.key.map(({ name: key, type }, i) => `t.${key} = $${i + 3}::${type}`);
     return (
       `select 0, 0, t.generation, t.version, ${plainCells(kind)} from ${kind.table.name} t ` +
-      `where t.tenant_id = $1 and t.generation = ${CURRENT('$1')} and ${keys.join(' and ')}${latest(kind)}`
+      `where t.tenant_id = $1 and t.generation = coalesce($2::bigint, ${CURRENT('$1')}) and ${keys.join(' and ')}${latest(kind)}`
     );
   });
-  return { name, text, values: [tenantId, ...parts] };
+  return { name, text, values: [tenantId, known(tenantId), ...parts] };
 }
 
 function latest({ versions }: AnyKind): string {

@@ -3,7 +3,7 @@
  * statement and so one round trip and one transaction.
  */
 import type { DatabaseError, Pool } from 'pg';
-import { selection } from './postgres-read.js';
+import { type Known, selection } from './postgres-read.js';
 import { insertion, restoration } from './postgres-write.js';
 import { ServerClock } from './server-clock.js';
 import { cellsOf, grouped, type Statement } from './statement.js';
@@ -53,11 +53,11 @@ export class PostgresTier implements Tier {
     private readonly probes: Pool = pool,
   ) {}
 
-  /** Answers in the order of the look-ups, with what is reachable in their tenants' present generations. */
-  async read(lookups: readonly Lookup[]): Promise<Found[]> {
+  /** Answers in the order of the look-ups, with what is reachable in their tenants' generations. */
+  async read(lookups: readonly Lookup[], known: Known = () => null): Promise<Found[]> {
     const found: Found[] = lookups.map(() => ABSENT);
     const groups = grouped(lookups);
-    for (const [part, slot, generation, version, ...rest] of await this.#query(selection(groups))) {
+    for (const [part, slot, generation, version, ...rest] of await this.#query(selection(groups, known))) {
       const group = groups[part];
       const place = group?.items[slot];
       if (!group || !place) continue;

@@ -18,6 +18,8 @@ interface PostgresPlan {
   folder: string;
   password: string;
   ephemeral: boolean;
+  /** Whether data must outlive a crash of the machine. */
+  durable: boolean;
 }
 
 /** User and database. */
@@ -110,7 +112,8 @@ function serverCommand(plan: PostgresPlan, data: string, port: number): ChildCom
     // kill it. So only fsync goes. Without synchronous_commit a killed server was seen to lose what it had just
     // committed, and without full_page_writes a page may be half written. Shared memory is put into the data folder
     // to go with it, also after a kill -9.
-    ...(plan.ephemeral ? { fsync: 'off', dynamic_shared_memory_type: 'mmap' } : {}),
+    ...(plan.durable ? {} : { fsync: 'off' }),
+    ...(plan.ephemeral ? { dynamic_shared_memory_type: 'mmap' } : {}),
   };
   const args = ['-D', data, ...Object.entries(settings).flatMap(([name, value]) => ['-c', `${name}=${value}`])];
   return {

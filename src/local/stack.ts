@@ -34,6 +34,8 @@ export interface StackOptions {
   folder: string;
   /** All of the stack, its folder included, is removed when it closes or when this process dies. Default false. */
   ephemeral?: boolean;
+  /** Whether data must outlive a crash of the machine. Default: unless it is ephemeral; measuring wants it either way. */
+  durable?: boolean;
   /** Where a fetched Redis is kept, for several stacks to share. Default `folder`. */
   cacheFolder?: string;
   /** `none`: neither look for a Redis nor start one. Default `private`. */
@@ -154,6 +156,7 @@ async function startPostgres(stack: RunningStack, options: StackOptions, settled
     folder: options.folder,
     password: secrets.postgres,
     ephemeral: options.ephemeral ?? false,
+    durable: options.durable ?? !options.ephemeral,
   });
   const port = await stack.start(server);
   await createDatabase(port, secrets.postgres);
