@@ -52,7 +52,7 @@ export function connectCache(
   const closer = new Closer();
   // The server gives up before we do, and says why: a lock that is waited for is told from a server that is away.
   const timeoutMs = POSTGRES_DEADLINE_MS - 500;
-  const pool = createPool(config.postgres, log, { timeoutMs, byKeyOnly: true });
+  const pool = createPool(config.postgres, log, { timeoutMs });
   // For pings and for what coherence asks: a busy pool must hold up neither.
   const probes = createPool(config.postgres, log, { timeoutMs, max: 2 });
   const postgres = closer.add('PostgreSQL', new PostgresTier(pool, probes), (tier) => tier.close());

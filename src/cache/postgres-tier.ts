@@ -18,6 +18,7 @@ import {
   type Tier,
   type Verdict,
 } from './tier.js';
+import { YoungTables } from './young-tables.js';
 
 type Row = [part: number, slot: number, generation: string, version: string, ...rest: unknown[]];
 
@@ -47,11 +48,15 @@ export class PostgresTier implements Tier {
     return rows[0]?.[0] ?? 0;
   });
 
+  readonly #young: YoungTables;
+
   constructor(
     private readonly pool: Pool,
     /** For pings alone, so that a busy pool is not taken for a dead server. */
     private readonly probes: Pool = pool,
-  ) {}
+  ) {
+    this.#young = new YoungTables(probes);
+  }
 
   /** Answers in the order of the look-ups, with what is reachable in their tenants' generations. */
   async read(lookups: readonly Lookup[], known: Known = () => null): Promise<Found[]> {
@@ -86,6 +91,7 @@ export class PostgresTier implements Tier {
       this.#clock.forget();
       throw new LateStatementError();
     }
+    for (const { kind, items } of groups) this.#young.wrote(kind.table.name, items.length);
     return entries.map(({ id }) => standing.get(id) as Stored);
   }
 

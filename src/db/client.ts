@@ -7,11 +7,6 @@ export interface PoolOptions {
   readonly max?: number;
   /** Longest time for a statement, in milliseconds; after it the connection is given up. */
   readonly timeoutMs?: number;
-  /**
-   * Every query is a look-up by key. Until a young table is analysed PostgreSQL may think it better to read it whole, and
-   * would go on to while the table grows.
-   */
-  readonly byKeyOnly?: boolean;
 }
 
 export function createPool(postgres: PostgresConfig, log: Logger, options: PoolOptions = {}): Pool {
@@ -25,7 +20,6 @@ export function createPool(postgres: PostgresConfig, log: Logger, options: PoolO
     statement_timeout: timeoutMs,
     query_timeout: timeoutMs + 1_000,
     keepAlive: true,
-    ...(options.byKeyOnly ? { options: '-c enable_seqscan=off' } : {}),
     application_name: 'hybrid-cache-service',
     allowExitOnIdle: true,
   });

@@ -64,7 +64,7 @@ async function cost<T>(work: () => Promise<T>): Promise<{ result: T; redis: numb
   postgres.reset();
   const result = await work();
   await cache.connection.hybrid.close();
-  const commands = ['get', 'mget', 'evalsha', 'eval'].map((name) => redis.said(`\r\n${name}\r\n`));
+  const commands = ['get', 'mget', 'set', 'evalsha', 'eval'].map((name) => redis.said(`\r\n${name}\r\n`));
   return { result, redis: commands.reduce((sum, n) => sum + n, 0), postgres: postgres.roundTrips };
 }
 

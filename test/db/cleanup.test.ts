@@ -266,29 +266,29 @@ describe('cleanup', () => {
   };
 
   test('deletes all that is old, a batch to a transaction, and tells how many of each table', async () => {
-    await db.putContents(900, { age: '40 days' });
+    await db.putContents(9_000, { age: '40 days' });
     await db.put('crawl_content', { content_hash: 'young' });
     await db.put('face_embedding', { created_at: daysAgo(9) });
     const tables = await cleanup(source(), 7);
     expect(tables.map(({ tableName }) => tableName)).toEqual(TABLES);
     expect(tables.filter(({ deletedCount }) => deletedCount > 0)).toEqual([
       { tableName: 'face_embeddings_cache', deletedCount: 1 },
-      { tableName: 'crawl_content_cache', deletedCount: 900 },
+      { tableName: 'crawl_content_cache', deletedCount: 9_000 },
     ]);
     expect(await db.left('crawl_content')).toEqual(['young']);
     const moments = await db.all('select distinct xmin::text from redis_repairs');
-    expect(moments).toHaveLength(4); // of 1, 400, 400 and 100
+    expect(moments).toHaveLength(4); // of 1, 4,000, 4,000 and 1,000
   });
 
   test('ends between two batches when it is told to', async () => {
-    await db.putContents(900, { age: '40 days' });
+    await db.putContents(9_000, { age: '40 days' });
     const stop = new AbortController();
     const ended = deletions(7, stop.signal);
-    while ((await db.left('crawl_content')).length === 900) continue;
+    while ((await db.left('crawl_content')).length === 9_000) continue;
     stop.abort();
     const [table] = await ended;
-    expect(table?.deletedCount).toBeLessThan(900);
-    expect(await db.left('crawl_content')).toHaveLength(900 - (table?.deletedCount ?? 0));
+    expect(table?.deletedCount).toBeLessThan(9_000);
+    expect(await db.left('crawl_content')).toHaveLength(9_000 - (table?.deletedCount ?? 0));
     expect(await deletions(7, AbortSignal.abort())).toEqual([]);
   });
 
