@@ -20,7 +20,7 @@ function problemsOf(env: Record<string, string>): readonly string[] {
   return [];
 }
 
-test('with nothing set every default is the documented one', () => {
+test('with nothing set every default is the documented one [M16, M18]', () => {
   expect(toConfig({})).toMatchObject({
     redisUrl: 'redis://localhost:6379/0',
     queue: { backend: 'redis', url: 'redis://localhost:6379/0' },
@@ -74,7 +74,7 @@ test('what is set is what is used', () => {
   });
 });
 
-test('a password is handed to PostgreSQL as it is, whatever is in it', () => {
+test('a password is handed to PostgreSQL as it is, whatever is in it [M17]', () => {
   const password = 'a@b:c/d#e?f%20 "ü"';
   expect(toConfig({ POSTGRES_PASSWORD: password }).postgres).toMatchObject({ password });
   const url = 'postgres://u:p%40%3A%2F%23@db:5433/name';

@@ -27,7 +27,7 @@ const read = async (kind: typeof rejections | typeof perceptualHashes) => {
   return answer?.state;
 };
 
-test('a lock on one table does not take the tier away from the others', async () => {
+test('a lock on one table does not take the tier away from the others [M19]', async () => {
   const blocker = new Client({ connectionString: world.databaseUrl });
   await blocker.connect();
   await blocker.query('begin; lock table rejection_cache in access exclusive mode');

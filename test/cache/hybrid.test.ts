@@ -128,7 +128,7 @@ tierSuite(async () => {
   };
 });
 
-test('what is in Redis is answered without asking PostgreSQL [M1]', async () => {
+test('what is in Redis is answered without asking PostgreSQL [M32] [M1]', async () => {
   await write(examples(tenant));
   redis.reset();
   postgres.reset();

@@ -127,7 +127,7 @@ test('of fifty writers of one content record one wins, and all are told the same
   expect(told.size).toBe(1);
 });
 
-test('a batch is written whole or not at all', async () => {
+test('a batch is written whole or not at all [M36]', async () => {
   const tenant = freshTenant();
   const good = entry(tenant, perceptualHashes, sha256('good'), 'text');
   const bad = entry(tenant, crawlUrls, sha256('bad'), crawlUrl('bad', { rawKey: 'no\0text' }));
@@ -137,7 +137,7 @@ test('a batch is written whole or not at all', async () => {
   expect(await read([good])).toEqual([{ state: 'absent' }]);
 });
 
-test('a look-up walks the primary key of its table', async () => {
+test('a look-up walks the primary key of its table [M33, M45]', async () => {
   const tenant = freshTenant();
   await fill(tenant);
   const seen: { text: string; values: unknown[] }[] = [];

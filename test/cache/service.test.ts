@@ -82,7 +82,7 @@ test('embeddings come back exactly as given, from either tier', async () => {
   expect(await service.getCachedFaceEmbeddings(HASH, tenant)).toStrictEqual([FACE, ODD_FACE]);
 });
 
-test('detections come back exactly as given, and are not embeddings', async () => {
+test('detections come back exactly as given, and are not embeddings [M29]', async () => {
   const detections = [{ bbox: ODD_FACE.bbox, det_score: 0.1, landmarks: [[1, 2]], pose: null }];
   expect(await service.cacheFaceDetection(HASH, tenant, detections)).toBe(true);
   expect(await service.getCachedFaceDetection(HASH, tenant)).toStrictEqual(detections);
@@ -109,7 +109,7 @@ test('the bytes of an image and their hash name the same content', async () => {
   expect(await service.getCachedFaceDetection(BYTES, tenant)).toEqual([]);
 });
 
-test('every model has values of its own, and no model means the configured one', async () => {
+test('every model has values of its own, and no model means the configured one [M8]', async () => {
   await service.cacheFaceEmbeddings(HASH, tenant, [FACE]);
   await service.cacheFaceEmbeddings(HASH, tenant, [ODD_FACE], { model: 'arcface@2' });
   expect(await service.getCachedFaceEmbeddings(HASH, tenant)).toEqual([FACE]);
@@ -132,7 +132,7 @@ test('a service over another engine has that engine for its default model', asyn
   expect(await service.getCachedFaceEmbeddings(HASH, tenant)).toBeNull();
 });
 
-test('perceptual hashes are opaque text of up to 128 characters', async () => {
+test('perceptual hashes are opaque text of up to 128 characters [M23]', async () => {
   for (const phash of ['0123456789abcdef', 'x'.repeat(128), 'größe 🙂', ' ']) {
     expect(await service.cachePerceptualHash(HASH, tenant, phash)).toBe(true);
     expect(await service.getCachedPerceptualHash(HASH, tenant)).toBe(phash);
@@ -175,7 +175,7 @@ test('a stored URL is skipped by URL, in every spelling, from either tier', asyn
   });
 });
 
-test('the same bytes under another URL are skipped by content, and that URL is remembered', async () => {
+test('the same bytes under another URL are skipped by content, and that URL is remembered [M10]', async () => {
   await service.storeCrawledImage(URL_A, BYTES, { rawKey: 'raw/1' }, tenant);
   expect(await service.shouldSkipUrl(URL_B, tenant)).toEqual(NOT_SKIPPED);
   expect(await service.shouldSkipCrawledImage(URL_B, BYTES, tenant)).toEqual(skipped('content'));
@@ -265,7 +265,7 @@ const METHODS: [string, Call][] = [
   ['findNearDuplicates', (s, t) => s.findNearDuplicates('ff00ff00ff00ff00', t)],
 ];
 
-test.each(METHODS)('%s refuses what is no tenant, naming the argument', async (_name, call) => {
+test.each(METHODS)('%s refuses what is no tenant, naming the argument [M52]', async (_name, call) => {
   for (const bad of ['', '*', 'a:b', '[x]', '🙂', 'x'.repeat(101), undefined, null, 7]) {
     await expectRefused(call(service, bad as never, undefined as never), 'tenantId');
   }
@@ -354,7 +354,7 @@ test('a service closes what it opened itself, and leaves what it was given', asy
   expect(await service.cachePerceptualHash(HASH, tenant, 'still open')).toBe(true);
 });
 
-test('the process has one service, made at the first call, until it is closed', async () => {
+test('the process has one service, made at the first call, until it is closed [M15, M31]', async () => {
   const first = getHybridCacheService();
   expect(getHybridCacheService()).toBe(first);
   expect(getCacheService()).toBe(first);
@@ -365,7 +365,7 @@ test('the process has one service, made at the first call, until it is closed', 
   await closeCacheService();
 });
 
-test('importing the library opens nothing, and loads neither the HTTP server nor a face model', async () => {
+test('importing the library opens nothing, and loads neither the HTTP server nor a face model [M15]', async () => {
   const script = `
     import net from 'node:net';
     import { createRequire } from 'node:module';

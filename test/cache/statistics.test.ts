@@ -65,7 +65,7 @@ test('a snapshot stays as it was; a reset begins anew', () => {
   expect(counts.snapshot()).toMatchObject(NOTHING);
 });
 
-test('a real server’s INFO gives every figure', async () => {
+test('a real server’s INFO gives every figure [M37]', async () => {
   await redis.get('no such key, which is a miss of the server');
   const figures = redisStatistics(await redis.info());
   expect(figures).toEqual({

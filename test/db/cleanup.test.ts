@@ -45,7 +45,7 @@ describe('cleanup_old_cache_entries', () => {
     expect(await cleaned()).toEqual(nothing);
   });
 
-  test('deletes what is older than seven days unless told otherwise', async () => {
+  test('deletes what is older than seven days unless told otherwise [M40]', async () => {
     for (const kind of ['face_embedding', 'face_detection', 'perceptual_hash', 'search_results'] as const) {
       await db.put(kind, { content_hash: 'old', created_at: daysAgo(7.1) });
       await db.put(kind, { content_hash: 'young', created_at: daysAgo(6.9) });

@@ -63,7 +63,7 @@ test('an empty database has every table of the schema afterwards, with tenant_id
   expect(leading).toEqual(declared.map((name) => ({ name, first: 'tenant_id' })));
 });
 
-test('a second run finds nothing to do', async () => {
+test('a second run finds nothing to do [M14]', async () => {
   await migrate({ connectionString: url }, { queueOnPostgres: false });
   const before = await applied();
   await migrate({ connectionString: url }, { queueOnPostgres: false });
@@ -71,7 +71,7 @@ test('a second run finds nothing to do', async () => {
   expect(before.length).toBeGreaterThan(0);
 });
 
-test('eight that migrate at once, with the queue’s own tables, all succeed, and each migration ran once', async () => {
+test('eight that migrate at once, with the queue’s own tables, all succeed, and each migration ran once [M12]', async () => {
   await Promise.all(Array.from({ length: 8 }, () => migrate({ connectionString: url }, { queueOnPostgres: true })));
   const hashes = (await applied()).map(({ hash }) => hash);
   expect(new Set(hashes).size).toBe(hashes.length);

@@ -142,7 +142,7 @@ test('a single one of them is enough, whatever sort of relation has the name, an
   await expectOurTables();
 });
 
-test('renamed, they keep their rows under python_*, and ours stand beside them', async () => {
+test('renamed, they keep their rows under python_*, and ours stand beside them [M48]', async () => {
   await query(PYTHON_SERVICE);
   await run(true);
   await expectOurTables();

@@ -32,7 +32,7 @@ test('the tables and keys that SQL knows of are those that the kinds declare', a
   expect(await db.all('select * from cache_kinds()')).toEqual(declared);
 });
 
-test('the migrations are plain SQL: psql can run them from an empty database on', async () => {
+test('the migrations are plain SQL: psql can run them from an empty database on [M13]', async () => {
   const name = `${db.world.namespace}_plain`;
   await db.client.query(`create database ${name} template template0`);
   try {
@@ -59,7 +59,7 @@ describe('cache_stats', () => {
   const statsOf = async (type: string) => (await stats()).find((row) => row.cache_type === type);
   const isExact = async () => (await db.statistics('crawl_content'))?.is_exact;
 
-  test('has a row for each kind, named as the Python service named its own', async () => {
+  test('has a row for each kind, named as the Python service named its own [M39]', async () => {
     const columns = ['cache_type', 'total_entries', 'unique_tenants', 'oldest_entry', 'newest_entry', 'table_size'];
     const rows = await stats();
     for (const row of rows) expect(Object.keys(row)).toEqual(columns);
@@ -174,7 +174,7 @@ describe('get_cache_index_usage', () => {
   }
   const usage = () => db.all<Usage>('select * from get_cache_index_usage()');
 
-  test('tells of every index of our tables, and of no others', async () => {
+  test('tells of every index of our tables, and of no others [M41]', async () => {
     await db.client.query('create schema elsewhere; create table elsewhere.crawl_cache (id int primary key)');
     await db.client.query('create table crawl_cache_of_somebody (id int primary key)');
     try {
@@ -215,7 +215,7 @@ describe('readStatistics', () => {
       ({ postgresStats }) => postgresStats,
     );
 
-  test('has a count and a size of every table, by one query', async () => {
+  test('has a count and a size of every table, by one query [M38]', async () => {
     await db.put('face_embedding');
     await db.put('crawl_url');
     await db.put('crawl_url', { url_hash: 'another' });

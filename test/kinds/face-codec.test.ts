@@ -54,7 +54,7 @@ test.each([[null], ['text'], [{ x: 1 }], [[[1, 2]]], [[1, null]]])(
   },
 );
 
-test('a number of a vector costs four bytes where float32 holds it, and eight where it does not', () => {
+test('a number of a vector costs four bytes where float32 holds it, and eight where it does not [M7]', () => {
   const sizeOf = (embedding: number[]) => packFaces([{ embedding }]).length - packFaces([{ embedding: [] }]).length;
   expect(sizeOf(Array.from({ length: 512 }, (_, i) => Math.fround(Math.sin(i))))).toBe(512 * 4);
   expect(sizeOf([...Array.from({ length: 511 }, () => 0.5), 0.1])).toBe(512 * 8);
