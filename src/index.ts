@@ -1,6 +1,7 @@
 /** The library's public names. Importing it does no I/O and loads neither the HTTP server nor a face model. */
 
 export type { Content } from './cache/arguments.js';
+export type { LookupStatistics, ServiceStatistics } from './cache/lookup-counts.js';
 export type { NearDuplicate } from './cache/near-duplicates.js';
 export {
   closeCacheService,
@@ -13,6 +14,7 @@ export {
   type SkipAnswer,
   type StoredKeys,
 } from './cache/service.js';
+export type { CacheStatistics, NoStatistics, PostgresStatistics, RedisStatistics } from './cache/statistics.js';
 export { ArgumentError, ConfigError, TierUnavailableError } from './errors.js';
 export type { FaceDetection, FaceEmbedding } from './kinds/faces.js';
 export type { SearchResults } from './kinds/search-results.js';

@@ -86,28 +86,29 @@ export class Invalidation {
     await this.#purging;
   }
 
-  /** In a transaction of its own, with time enough. */
+  /** In a transaction of its own, with time enough; unless PostgreSQL turns out to be away. */
   async #decide<Row>(text: string, values: unknown[]): Promise<Row> {
     const { guard } = this.tiers.postgres;
-    return guard.run(
-      'query',
-      async () => {
-        const client = await this.pool.connect();
-        let failed = true;
-        try {
-          await client.query(`begin; set local statement_timeout = ${DEADLINE_MS - 5_000}`);
-          const decision = { text, values, query_timeout: DEADLINE_MS };
-          const { rows } = await client.query(decision);
-          await client.query('commit');
-          failed = false;
-          return rows[0] as Row;
-        } finally {
-          // A connection in the middle of a transaction is nobody else's: with it, PostgreSQL takes all back.
-          client.release(failed);
-        }
-      },
-      DEADLINE_MS,
-    );
+    const decide = async () => {
+      const client = await this.pool.connect();
+      let failed = true;
+      // A connection in the middle of a transaction is nobody else's: ended, PostgreSQL takes all back when it wakes up.
+      const stopWatching = guard.onChange((up) => {
+        if (!up) client.end().catch(() => undefined);
+      });
+      try {
+        await client.query(`begin; set local statement_timeout = ${DEADLINE_MS - 5_000}`);
+        const decision = { text, values, query_timeout: DEADLINE_MS };
+        const { rows } = await client.query(decision);
+        await client.query('commit');
+        failed = false;
+        return rows[0] as Row;
+      } finally {
+        stopWatching();
+        client.release(failed);
+      }
+    };
+    return guard.run('query', decide, DEADLINE_MS);
   }
 
   async #spread(tenantId: string, generation: number): Promise<void> {

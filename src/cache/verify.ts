@@ -11,7 +11,7 @@ import type { KindName } from '../metrics.js';
 import type { CacheConnection } from './connect.js';
 import type { Found, Lookup } from './tier.js';
 
-export interface Difference {
+interface Difference {
   readonly kind: KindName;
   readonly tenantId: string;
   /** The entry's Redis key without the prefix. */

@@ -329,3 +329,13 @@ test('a PostgreSQL that wants another password is an outage, and its line names 
   expect(JSON.stringify(wrong.logs)).not.toContain('not-the-password');
   await wrong[Symbol.asyncDispose]();
 });
+
+test('an invalidation that meets a PostgreSQL that has just frozen rejects, and is not done when it wakes up [M26]', async () => {
+  await stack.kill('postgres', 'SIGSTOP');
+  await expect(cache.service.invalidateTenantCache(tenant)).rejects.toBeInstanceOf(TierUnavailableError);
+  await stack.kill('postgres', 'SIGCONT');
+  await until('PostgreSQL to be used again', () => guardUp('postgres'));
+  expect(await known()).toEqual(EVERYTHING);
+  const asked = { text: 'select generation from cache_generations where tenant_id = $1', values: [tenant] };
+  expect((await cache.connection.pool.query(asked)).rows).toEqual([]);
+});
