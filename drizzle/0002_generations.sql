@@ -29,7 +29,8 @@ CREATE TABLE "search_results_cache" (
 );
 --> statement-breakpoint
 -- The row of all tenants: every other row and every entry has a generation at least as great.
-INSERT INTO "cache_generations" ("tenant_id", "generation", "purged") VALUES ('*', 1, 1);
+-- It began before any write that was made without PostgreSQL.
+INSERT INTO "cache_generations" ("tenant_id", "generation", "changed_at", "purged") VALUES ('*', 1, 'epoch', 1);
 --> statement-breakpoint
 DROP INDEX "crawl_cache_content_idx";
 --> statement-breakpoint

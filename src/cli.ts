@@ -57,7 +57,9 @@ program
   .option('--rename-python-tables', 'move what the Python service left under our names aside, to python_<name>')
   .action(async ({ renamePythonTables = false }: { renamePythonTables?: boolean }) => {
     const config = await configured();
-    await migrate(config.postgres, { queueOnPostgres: config.queue.backend === 'postgres', renamePythonTables });
+    const queueOnPostgres = config.queue.backend === 'postgres';
+    const renamed = await migrate(config.postgres, { queueOnPostgres, renamePythonTables });
+    for (const one of renamed) say(`Renamed ${one}.`);
     say('The database is up to date.');
   });
 

@@ -8,8 +8,8 @@ import { checkContentHash, checkModel, isSoundText } from '../kinds/kind.js';
 /** An image's bytes, or its SHA-256 as 64 lower-case hex characters. */
 export type Content = Uint8Array | string;
 
-export function hashOf(content: Content): string {
-  return content instanceof Uint8Array ? sha256(content) : checkContentHash(content);
+export function hashOf(content: Content, argument = 'content'): string {
+  return content instanceof Uint8Array ? sha256(content) : checkContentHash(content, argument);
 }
 
 export function facesKey(content: Content, model: string): FacesKey {
@@ -18,13 +18,23 @@ export function facesKey(content: Content, model: string): FacesKey {
 
 /** Of what does not fit, the error names the place: `embeddings[2].bbox`. */
 export function checkList<T>(argument: string, schema: z.ZodType<T>, list: unknown): T {
-  const checked = schema.safeParse(list);
+  const checked = parsed(argument, schema, list);
   if (checked.success) return checked.data;
   const [issue] = checked.error.issues;
   const path = (issue?.path ?? [])
     .map((part) => (typeof part === 'number' ? `[${part}]` : `.${String(part)}`))
     .join('');
   throw new ArgumentError(`${argument}${path}`, issue?.message ?? 'not valid');
+}
+
+/** JSON may be nested deeper than any program can follow. */
+function parsed<T>(argument: string, schema: z.ZodType<T>, list: unknown) {
+  try {
+    return schema.safeParse(list);
+  } catch (error) {
+    if (error instanceof RangeError) throw new ArgumentError(argument, 'nested too deeply');
+    throw error;
+  }
 }
 
 export function checkText(argument: string, text: unknown, most = 2_048): string {
@@ -36,8 +46,23 @@ export function optionalText(argument: string, text: unknown): string | null {
   return text === undefined || text === null ? null : checkText(argument, text);
 }
 
-/** The elements of a batch. */
-export function checkBatch<T>(argument: string, batch: readonly T[]): readonly T[] {
-  if (Array.isArray(batch)) return batch;
-  throw new ArgumentError(argument, 'expected a list');
+/** What is wrong with an element, and not with an argument that all of them share. */
+const OF_ELEMENTS: ReadonlySet<string> = new Set(['content', 'imageBytes', 'url']);
+
+/** What `check` makes of each element of a batch. Of one that does not fit, the error names the place: `urls[3]`. */
+export function eachOf<T, R>(argument: string, batch: readonly T[], check: (one: T) => R): R[] {
+  if (!Array.isArray(batch)) throw new ArgumentError(argument, 'expected a list');
+  return Array.from(batch, (one, i) => {
+    try {
+      return check(one);
+    } catch (error) {
+      if (!(error instanceof ArgumentError) || !OF_ELEMENTS.has(error.argument)) throw error;
+      const field = isRecord(one) ? `.${error.argument}` : '';
+      throw new ArgumentError(`${argument}[${i}]${field}`, error.expectation);
+    }
+  });
+}
+
+function isRecord(one: unknown): boolean {
+  return typeof one === 'object' && one !== null && !(one instanceof Uint8Array);
 }

@@ -161,9 +161,11 @@ export class Invalidation {
       const [dead] = rows;
       if (!dead) return;
       for (const { table } of KINDS) await this.#purgeTable(table.name, dead.tenantId, dead.generation);
-      await guard.run('write', () => this.pool.query({ ...PURGED, values: [dead.tenantId, dead.generation] }));
       // Where Redis is away, lifetimes do it.
       await this.#clearRedis(dead.tenantId, Number(dead.generation));
+      // What was cut short is for the next one to end.
+      if (this.#stopped.signal.aborted) return;
+      await guard.run('write', () => this.pool.query({ ...PURGED, values: [dead.tenantId, dead.generation] }));
     }
   }
 

@@ -1,6 +1,6 @@
 /** The library: the Python service's method names, in camelCase, over the hybrid cache. */
 import { z } from 'zod';
-import { readEnv, toConfig } from '../config.js';
+import { type Config, readEnv, toConfig } from '../config.js';
 import { ArgumentError } from '../errors.js';
 import { Events } from '../events.js';
 import {
@@ -18,7 +18,7 @@ import { type SearchResults, searches, searchResults } from '../kinds/search-res
 import { canonicalUrl } from '../kinds/url.js';
 import { createLogger, type Logger } from '../logger.js';
 import { createMetrics, type Metrics } from '../metrics.js';
-import { type Content, checkBatch, checkList, checkText, facesKey, hashOf, optionalText } from './arguments.js';
+import { type Content, checkList, checkText, eachOf, facesKey, hashOf, optionalText } from './arguments.js';
 import { type CacheConfig, type CacheConnection, connectCache } from './connect.js';
 import { CrawlRecords, type ImageFacts } from './crawl-records.js';
 import { unlessAway } from './hybrid.js';
@@ -48,7 +48,7 @@ export interface StoredKeys {
 export interface HybridCacheOptions {
   /** Default: the environment, see `.env.example`. */
   readonly config?: CacheConfig;
-  /** Default: warnings and errors, to standard error. */
+  /** Default: to standard error, from `LOG_LEVEL` on. */
   readonly logger?: Logger;
   readonly metrics?: Metrics;
   /** Models that apply where a call names none. */
@@ -86,28 +86,29 @@ export class HybridCacheService {
     content: Content,
     tenantId: string,
     embeddings: FaceEmbedding[],
-    { model = this.#models.embedding }: ModelOption = {},
+    options?: ModelOption,
   ): Promise<boolean> {
     const faces = checkList('embeddings', z.array(faceEmbedding), embeddings);
-    return await this.#put(tenantId, faceEmbeddings, facesKey(content, model), faces);
+    return await this.#put(tenantId, faceEmbeddings, facesKey(content, this.#embeddingModel(options)), faces);
   }
 
   /** @returns the embeddings exactly as they were given; `[]` for an image without faces; `null` where unknown. */
   async getCachedFaceEmbeddings(
     content: Content,
     tenantId: string,
-    { model = this.#models.embedding }: ModelOption = {},
+    options?: ModelOption,
   ): Promise<FaceEmbedding[] | null> {
-    return await this.#get(tenantId, faceEmbeddings, facesKey(content, model));
+    return await this.#get(tenantId, faceEmbeddings, facesKey(content, this.#embeddingModel(options)));
   }
 
   /** `getCachedFaceEmbeddings` of many images, in their order, in one round trip per tier. */
   async getCachedFaceEmbeddingsBatch(
     contents: readonly Content[],
     tenantId: string,
-    { model = this.#models.embedding }: ModelOption = {},
+    options?: ModelOption,
   ): Promise<(FaceEmbedding[] | null)[]> {
-    const keys = checkBatch('contents', contents).map((content) => facesKey(content, model));
+    const model = this.#embeddingModel(options);
+    const keys = eachOf('contents', contents, (content) => facesKey(content, model));
     return await this.#getBatch(tenantId, faceEmbeddings, keys);
   }
 
@@ -116,26 +117,27 @@ export class HybridCacheService {
     content: Content,
     tenantId: string,
     detections: FaceDetection[],
-    { model = this.#models.detection }: ModelOption = {},
+    options?: ModelOption,
   ): Promise<boolean> {
     const faces = checkList('detections', z.array(faceDetection), detections);
-    return await this.#put(tenantId, faceDetections, facesKey(content, model), faces);
+    return await this.#put(tenantId, faceDetections, facesKey(content, this.#detectionModel(options)), faces);
   }
 
   async getCachedFaceDetection(
     content: Content,
     tenantId: string,
-    { model = this.#models.detection }: ModelOption = {},
+    options?: ModelOption,
   ): Promise<FaceDetection[] | null> {
-    return await this.#get(tenantId, faceDetections, facesKey(content, model));
+    return await this.#get(tenantId, faceDetections, facesKey(content, this.#detectionModel(options)));
   }
 
   async getCachedFaceDetectionBatch(
     contents: readonly Content[],
     tenantId: string,
-    { model = this.#models.detection }: ModelOption = {},
+    options?: ModelOption,
   ): Promise<(FaceDetection[] | null)[]> {
-    const keys = checkBatch('contents', contents).map((content) => facesKey(content, model));
+    const model = this.#detectionModel(options);
+    const keys = eachOf('contents', contents, (content) => facesKey(content, model));
     return await this.#getBatch(tenantId, faceDetections, keys);
   }
 
@@ -149,7 +151,7 @@ export class HybridCacheService {
   }
 
   async getCachedPerceptualHashBatch(contents: readonly Content[], tenantId: string): Promise<(string | null)[]> {
-    return await this.#getBatch(tenantId, perceptualHashes, checkBatch('contents', contents).map(hashOf));
+    return await this.#getBatch(tenantId, perceptualHashes, eachOf('contents', contents, hashOf));
   }
 
   /**
@@ -170,7 +172,7 @@ export class HybridCacheService {
     tenantId: string,
     topK: number,
   ): Promise<(SearchResults | null)[]> {
-    const keys = checkBatch('contents', contents).map((content) => ({ contentHash: hashOf(content), topK }));
+    const keys = eachOf('contents', contents, (content) => ({ contentHash: hashOf(content), topK }));
     return await this.#getBatch(tenantId, searches, keys);
   }
 
@@ -182,7 +184,7 @@ export class HybridCacheService {
 
   async shouldSkipUrlBatch(urls: readonly string[], tenantId: string): Promise<SkipAnswer[]> {
     const tenant = checkTenantId(tenantId);
-    const records = await this.#records.knownUrls(tenant, checkBatch('urls', urls).map(canonicalUrl));
+    const records = await this.#records.knownUrls(tenant, eachOf('urls', urls, canonicalUrl));
     return records.map((record) => (record ? skipped('url', record.rawKey) : NOT_SKIPPED));
   }
 
@@ -191,7 +193,8 @@ export class HybridCacheService {
    * latter case the URL is remembered. Changed bytes under a known URL are not a duplicate.
    */
   async shouldSkipCrawledImage(url: string, imageBytes: Content, tenantId: string): Promise<SkipAnswer> {
-    const [answer] = await this.shouldSkipCrawledImageBatch([{ url, imageBytes }], tenantId);
+    const tenant = checkTenantId(tenantId);
+    const [answer] = await this.#skip(tenant, [askedOf(url, imageBytes)]);
     return answer as SkipAnswer;
   }
 
@@ -200,10 +203,13 @@ export class HybridCacheService {
     tenantId: string,
   ): Promise<SkipAnswer[]> {
     const tenant = checkTenantId(tenantId);
-    const asked = checkBatch('images', images).map((image) => ({
-      url: canonicalUrl(image?.url),
-      contentHash: hashOf(image?.imageBytes),
-    }));
+    return await this.#skip(
+      tenant,
+      eachOf('images', images, (image) => askedOf(image?.url, image?.imageBytes)),
+    );
+  }
+
+  async #skip(tenant: string, asked: readonly Asked[]): Promise<SkipAnswer[]> {
     const facts = await this.#records.imageFacts(tenant, asked);
     await unlessAway(this.#records.rememberUrls(tenant, facts.filter(isKnownByContent)));
     return facts.map(skipAnswer);
@@ -213,7 +219,7 @@ export class HybridCacheService {
   async storeCrawledImage(url: string, imageBytes: Content, keys: StoredKeys, tenantId: string): Promise<boolean> {
     const tenant = checkTenantId(tenantId);
     const canonical = canonicalUrl(url);
-    const contentHash = hashOf(imageBytes);
+    const contentHash = hashOf(imageBytes, 'imageBytes');
     const content = {
       rawKey: checkText('rawKey', keys?.rawKey),
       thumbnailKey: optionalText('thumbnailKey', keys.thumbnailKey),
@@ -236,12 +242,12 @@ export class HybridCacheService {
   async findNearDuplicates(
     phash: string,
     tenantId: string,
-    options: { maxDistance?: number } = {},
+    options?: { maxDistance?: number },
   ): Promise<NearDuplicate[]> {
     checkText('phash', phash, 128);
     const { pool, tiers } = this.#connection;
     const search = { pool, guard: tiers.postgres.guard };
-    return (await unlessAway(searchNearDuplicates(search, checkTenantId(tenantId), phash, options))) ?? [];
+    return (await unlessAway(searchNearDuplicates(search, checkTenantId(tenantId), phash, options ?? {}))) ?? [];
   }
 
   /**
@@ -286,6 +292,14 @@ export class HybridCacheService {
     if (this.#ownsConnection) await this.#connection.close();
   }
 
+  #embeddingModel(options: ModelOption | undefined): string {
+    return options?.model === undefined ? this.#models.embedding : options.model;
+  }
+
+  #detectionModel(options: ModelOption | undefined): string {
+    return options?.model === undefined ? this.#models.detection : options.model;
+  }
+
   async #get<Key, Value>(tenantId: string, kind: Kind<Key, Value>, key: Key): Promise<Value | null> {
     const answer = await this.#connection.hybrid.read(tenantId, kind, key);
     return answer.state === 'hit' ? answer.value : null;
@@ -328,12 +342,20 @@ export async function closeCacheService(): Promise<void> {
   await closing?.close();
 }
 
-function openConnection({
-  config = toConfig(readEnv()),
-  logger = createLogger('warn', process.stderr),
-  metrics,
-}: HybridCacheOptions) {
-  return connectCache(config, logger, new Events(metrics ?? createMetrics(), logger));
+function openConnection(options: HybridCacheOptions) {
+  const config: CacheConfig & Partial<Pick<Config, 'logLevel'>> = options.config ?? toConfig(readEnv());
+  const logger = options.logger ?? createLogger(config.logLevel ?? 'info', process.stderr);
+  return connectCache(config, logger, new Events(options.metrics ?? createMetrics(), logger));
+}
+
+interface Asked {
+  /** Canonical. */
+  readonly url: string;
+  readonly contentHash: string;
+}
+
+function askedOf(url: string, imageBytes: Content): Asked {
+  return { url: canonicalUrl(url), contentHash: hashOf(imageBytes, 'imageBytes') };
 }
 
 function skipped(reason: 'url' | 'content', rawKey: string): SkipAnswer {

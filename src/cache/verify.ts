@@ -25,8 +25,10 @@ interface Difference {
 }
 
 export interface Verification {
-  /** Entries that were compared, by where they were found. */
+  /** Entries that were looked at, by where they were found. */
   readonly sampled: Readonly<Record<'redis' | 'postgres', Readonly<Partial<Record<KindName, number>>>>>;
+  /** Entries that both tiers were found to have an answer to: with none, nothing is verified. */
+  readonly compared: number;
   readonly differences: readonly Difference[];
   /** What the samples met in Redis that is not served, and so not compared. */
   readonly passedOver: {
@@ -73,6 +75,7 @@ export async function verify(connection: CacheConnection, { sample = 1_000 } = {
     verdicts.filter(({ asked, verdict }) => seen.has(asked.id) && verdict === what).length;
   return {
     sampled: { redis: counted(hot), postgres: counted(permanent) },
+    compared: verdicts.filter(({ verdict }) => verdict === 'same' || isDifference(verdict)).length,
     differences,
     passedOver: {
       void: passed('void'),

@@ -25,8 +25,9 @@ interface MigrateOptions {
 /**
  * Safe when several processes start at once: one migrates, the others wait for it and find nothing to do.
  * Throws `ForeignTablesError`, with nothing changed, where our names stand for what somebody else made.
+ * @returns what was renamed, as `old to new`
  */
-export async function migrate(postgres: PostgresConfig, options: MigrateOptions): Promise<void> {
+export async function migrate(postgres: PostgresConfig, options: MigrateOptions): Promise<string[]> {
   const client = new Client({ ...postgres, application_name: 'hybrid-cache-service migrate' });
   client.on('error', () => undefined); // the query under way rejects with the same error
   await reached(client, postgres);
@@ -34,9 +35,11 @@ export async function migrate(postgres: PostgresConfig, options: MigrateOptions)
     await client.query('select pg_advisory_lock($1)', [MIGRATION_LOCK]);
     await client.query('set client_min_messages = warning');
     const apply = () => applyMigrations(drizzle(client), { migrationsFolder: migrationsFolder() });
+    let renamed: string[] = [];
     if ((await appliedMigrations(client)) > 0) await apply();
-    else await makeWay(client, options.renamePythonTables ?? false, apply);
+    else renamed = await makeWay(client, options.renamePythonTables ?? false, apply);
     if (options.queueOnPostgres) await runMigrations(client);
+    return renamed;
   } finally {
     await client.end();
   }

@@ -12,6 +12,9 @@ import * as schema from './schema.js';
 const SQL_RELATIONS = ['cache_stats'];
 const SQL_ROUTINES = ['cleanup_old_cache_entries', 'get_cache_index_usage'];
 
+/** What the Python service has of our names. Whatever else stands in our way is somebody else's, and none of our business. */
+const PYTHON_RELATIONS = ['face_embeddings_cache', 'perceptual_hash_cache', 'crawl_cache', ...SQL_RELATIONS];
+
 const PREFIX = 'python_';
 /** PostgreSQL cuts longer identifiers without asking. */
 const NAME_BYTES = 63;
@@ -22,6 +25,8 @@ interface Foreign {
   readonly label: string;
   /** The index or sequence of a table that is listed by itself. */
   readonly owned: boolean;
+  /** By its name, the Python service's. */
+  readonly python: boolean;
   readonly newName: string;
   /** Something else has the new name. */
   readonly taken: boolean;
@@ -30,14 +35,16 @@ interface Foreign {
 
 /**
  * Does `work`, the first migration of a database, with our names free. Where they are not, it throws before anything is
- * changed, or renames what has them in one transaction with `work`.
+ * changed, or renames what has them in one transaction with `work`. @returns what was renamed, as `old to new`.
  */
-export async function makeWay(client: Client, rename: boolean, work: () => Promise<void>): Promise<void> {
+export async function makeWay(client: Client, rename: boolean, work: () => Promise<void>): Promise<string[]> {
   const { rows } = await client.query<{ schema: string | null }>('select current_schema() as schema');
   const place = rows[0]?.schema;
-  if (!place) return work(); // no schema to create in: PostgreSQL says so itself
-  const found = [...(await relations(client, place)), ...(await routines(client, place))];
-  if (found.length === 0) return work();
+  const found = place ? [...(await relations(client, place)), ...(await routines(client, place))] : [];
+  if (!place || found.length === 0) {
+    await work(); // without a schema to create in, PostgreSQL says so itself
+    return [];
+  }
   refuse(place, found, rename);
   await client.query('begin');
   for (const one of found) await client.query(one.rename);
@@ -45,9 +52,18 @@ export async function makeWay(client: Client, rename: boolean, work: () => Promi
   // day it stops doing so. Where `work` fails, all is taken back, at the latest when the connection ends.
   await work();
   await client.query('commit');
+  return found.map(({ label, newName }) => `${label} to ${newName}`);
 }
 
 function refuse(place: string, found: readonly Foreign[], rename: boolean): void {
+  const strangers = found.filter(({ python }) => !python).map(({ label }) => label);
+  if (strangers.length > 0) {
+    throw new ForeignTablesError(
+      place,
+      strangers,
+      'names that this service needs, made by somebody else. Give this service a database or a schema of its own',
+    );
+  }
   const listed = found.filter(({ owned }) => !owned).map(({ label }) => label);
   if (!rename) {
     throw new ForeignTablesError(
@@ -123,6 +139,7 @@ function asForeignRelation(row: RelationRow): Foreign {
   return {
     label: row.name,
     owned: row.owned,
+    python: row.owned || PYTHON_RELATIONS.includes(row.name),
     newName,
     taken: row.taken && !byTheWay,
     rename: `alter table ${row.identity} rename to ${escapeIdentifier(newName)}`,
@@ -144,6 +161,7 @@ async function routines(client: Client, place: string): Promise<Foreign[]> {
   return rows.map(({ identity, name, taken }) => ({
     label: identity,
     owned: false,
+    python: true,
     newName: PREFIX + name,
     taken,
     // Its body finds tables by name when it runs: without a path, the old clean-up fails instead of emptying our tables.

@@ -76,9 +76,9 @@ export function checkTenantId(tenantId: unknown): string {
 }
 
 /** @throws {ArgumentError} */
-export function checkContentHash(hash: unknown): string {
+export function checkContentHash(hash: unknown, argument = 'content'): string {
   if (typeof hash === 'string' && CONTENT_HASH.test(hash)) return hash;
-  throw new ArgumentError('content', 'expected the bytes of an image, or its SHA-256 as 64 lower-case hex characters');
+  throw new ArgumentError(argument, 'expected the bytes of an image, or its SHA-256 as 64 lower-case hex characters');
 }
 
 /** @throws {ArgumentError} */

@@ -401,3 +401,22 @@ test('clearAllCache says false while PostgreSQL is away, having done nothing [M2
   expect(await served(a)).toBe(ROWS);
   expect(await keys(tenant)).toHaveLength(ROWS);
 });
+
+test('a process that is closed in the middle of deleting leaves the rest to others [M26]', async () => {
+  const closing = servers.open();
+  const entries = many(tenant, 20_000);
+  for (let i = 0; i < entries.length; i += 1_000) {
+    const written = await closing.connection.hybrid.write(entries.slice(i, i + 1_000), { hotWithoutDurable: false });
+    expect(written.durable).toBe(true);
+  }
+  expect(await closing.service.invalidateTenantCache(tenant)).toBe(20_000);
+  await closing[Symbol.asyncDispose]();
+  const unfinished = 'select count(*)::int as n from cache_generations where tenant_id = $1 and purged < generation';
+  expect(await servers.sql(unfinished, [tenant])).toEqual([{ n: 1 }]);
+  a.connection.invalidation.purge();
+  await until('the dead rows to be deleted', async () => Object.keys(await rows(tenant)).length === 0);
+  await until(
+    'the deleting to be noted',
+    async () => (await servers.sql<{ n: number }>(unfinished, [tenant]))[0]?.n === 0,
+  );
+});

@@ -60,7 +60,13 @@ async function written(value = 'opaque'): Promise<Stamp> {
 test('two tiers that agree have no differences, whether Redis was written or filled from PostgreSQL [M49]', async () => {
   await fill();
   const each = Object.fromEntries(KINDS.map(({ name }) => [name, 1]));
-  const clean = { differences: [], sampled: { redis: each, postgres: each }, passedOver: NOTHING, pendingReplays: 0 };
+  const clean = {
+    differences: [],
+    compared: KINDS.length,
+    sampled: { redis: each, postgres: each },
+    passedOver: NOTHING,
+    pendingReplays: 0,
+  };
   expect(await verify(cache.connection)).toEqual(clean);
 
   const client = redisClient(world);
@@ -69,7 +75,7 @@ test('two tiers that agree have no differences, whether Redis was written or fil
   );
   expect(await client.del(...entries)).toBe(KINDS.length);
   client.disconnect();
-  expect(await verify(cache.connection)).toEqual({ ...clean, sampled: { redis: {}, postgres: each } });
+  expect(await verify(cache.connection)).toEqual({ ...clean, compared: 0, sampled: { redis: {}, postgres: each } });
   await cache.service.getCachedFaceEmbeddings(HASH, tenant);
   await cache.service.getCachedFaceDetection(HASH, tenant);
   await cache.service.getCachedSearchResults(HASH, tenant, 5);
@@ -166,6 +172,7 @@ test('without Redis, PostgreSQL is sampled and nothing compared', async () => {
   const plain = openCache(world.config({ REDIS_URL: 'none' }), world.namespace);
   expect(await verify(plain.connection)).toEqual({
     sampled: { redis: {}, postgres: { perceptual_hash: 1 } },
+    compared: 0,
     differences: [],
     passedOver: NOTHING,
     pendingReplays: null,

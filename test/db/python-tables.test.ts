@@ -125,11 +125,13 @@ test('names that our migrations need and did not make are refused, all of them, 
 
 test('a single one of them is enough, whatever sort of relation has the name, and any sort can be renamed', async () => {
   const inTheWay = [
-    ['create table rejection_cache (id int generated always as identity primary key)', 'drop table rejection_cache'],
-    ['create materialized view claims as select 1 as one', 'drop materialized view claims'],
+    [
+      'create table face_embeddings_cache (id int generated always as identity primary key)',
+      'drop table face_embeddings_cache',
+    ],
+    ['create materialized view cache_stats as select 1 as one', 'drop materialized view cache_stats'],
     ['create table crawl_cache (at int) partition by range (at)', 'drop table crawl_cache'],
-    ['create sequence crawl_content_cache', 'drop sequence crawl_content_cache'],
-    ['create table other (at int); create index claims_expires_at_idx on other (at)', 'drop table other'],
+    ['create sequence perceptual_hash_cache', 'drop sequence perceptual_hash_cache'],
     ['create procedure get_cache_index_usage(text) language sql as $$$$', 'drop procedure get_cache_index_usage'],
   ] as const;
   for (const [create, drop] of inTheWay) {
@@ -140,6 +142,21 @@ test('a single one of them is enough, whatever sort of relation has the name, an
   for (const [create] of inTheWay) await query(create);
   await run(true);
   await expectOurTables();
+});
+
+test.each([
+  ['claims', 'create table claims (id int)'],
+  ['rejection_cache', 'create materialized view rejection_cache as select 1 as one'],
+  ['claims_expires_at_idx', 'create table other (at int); create index claims_expires_at_idx on other (at)'],
+])('what is not the Python service’s is not renamed, with the option or without: %s', async (name, create) => {
+  await query(create);
+  for (const rename of [false, true]) {
+    await expect(run(rename)).rejects.toMatchObject({
+      names: [name],
+      message: expect.stringContaining('Give this service a database or a schema of its own'),
+    });
+  }
+  expect(await query(`select 1 from pg_class where relname = '${name}'`)).toHaveLength(1);
 });
 
 test('renamed, they keep their rows under python_*, and ours stand beside them [M48]', async () => {
@@ -268,6 +285,7 @@ test('the command line refuses with 1 and says what to run, which then works', a
   });
   await expect(hybridCache('serve')).rejects.toMatchObject({ code: 1, stderr: expect.stringContaining('db:migrate') });
   const { stderr } = await hybridCache('migrate', '--rename-python-tables');
-  expect(stderr).toBe('The database is up to date.\n');
+  expect(stderr).toContain('Renamed crawl_cache to python_crawl_cache.\n');
+  expect(stderr.endsWith('The database is up to date.\n')).toBe(true);
   await expectOurTables();
 });
