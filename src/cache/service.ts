@@ -1,14 +1,13 @@
 /** The library: the Python service's method names, in camelCase, over the hybrid cache. */
-import { z } from 'zod';
 import { type Config, readEnv, toConfig } from '../config.js';
 import { ArgumentError } from '../errors.js';
 import { Events } from '../events.js';
 import {
   type FaceDetection,
   type FaceEmbedding,
-  faceDetection,
+  faceDetectionList,
   faceDetections,
-  faceEmbedding,
+  faceEmbeddingList,
   faceEmbeddings,
 } from '../kinds/faces.js';
 import { checkTenantId, type Kind } from '../kinds/kind.js';
@@ -88,7 +87,7 @@ export class HybridCacheService {
     embeddings: FaceEmbedding[],
     options?: ModelOption,
   ): Promise<boolean> {
-    const faces = checkList('embeddings', z.array(faceEmbedding), embeddings);
+    const faces = checkList('embeddings', faceEmbeddingList, embeddings);
     return await this.#put(tenantId, faceEmbeddings, facesKey(content, this.#embeddingModel(options)), faces);
   }
 
@@ -119,7 +118,7 @@ export class HybridCacheService {
     detections: FaceDetection[],
     options?: ModelOption,
   ): Promise<boolean> {
-    const faces = checkList('detections', z.array(faceDetection), detections);
+    const faces = checkList('detections', faceDetectionList, detections);
     return await this.#put(tenantId, faceDetections, facesKey(content, this.#detectionModel(options)), faces);
   }
 

@@ -8,7 +8,7 @@ import { checkContentHash, checkModel, type Kind } from './kind.js';
 const box = z.tuple([z.number(), z.number(), z.number(), z.number()]);
 
 /** Fields beyond the known ones are kept, as long as JSON can carry them. */
-export const faceDetection = z
+const faceDetection = z
   .object({
     bbox: box,
     /** Confidence, 0 to 1. */
@@ -16,10 +16,13 @@ export const faceDetection = z
   })
   .catchall(z.json());
 
-export const faceEmbedding = faceDetection.extend({
+const faceEmbedding = faceDetection.extend({
   /** The vector, of any length. */
   embedding: z.array(z.number()),
 });
+
+export const faceDetectionList = z.array(faceDetection);
+export const faceEmbeddingList = z.array(faceEmbedding);
 
 export type FaceDetection = z.infer<typeof faceDetection>;
 export type FaceEmbedding = z.infer<typeof faceEmbedding>;
