@@ -13,7 +13,7 @@ import {
   Worker,
   type WorkerOptions,
 } from 'bullmq';
-import type { Pool } from 'pg';
+import type { ClientBase, Pool } from 'pg';
 import type { Config, PostgresConfig } from '../config.js';
 import { hearLostConnections } from '../db/client.js';
 import { RetryableError } from '../errors.js';
@@ -153,6 +153,12 @@ interface Readiness {
   waitUntilReady(): Promise<void>;
 }
 
+interface Listening {
+  readonly pool: Pool;
+  readonly listenClient?: ClientBase | undefined;
+  close(): Promise<void>;
+}
+
 /** Keeps a worker's loop, which asks again at once, from asking thousands of times a second. */
 const NOT_READY_PAUSE_MS = 100;
 
@@ -162,8 +168,16 @@ const NOT_READY_PAUSE_MS = 100;
  */
 const createPatientBackend: typeof createPostgresBackend = (...args) => {
   const backend = createPostgresBackend(...args);
-  const { connection } = backend as unknown as { connection: Readiness & { pool: Pool } };
+  const { connection } = backend as unknown as { connection: Readiness & Listening };
   hearLostConnections(connection.pool, () => undefined); // whoever uses the connection is told by its query
+  // While it closes, BullMQ 6.7 hears its listening connection no more: a server that stops then would end the process.
+  const close = connection.close.bind(connection);
+  connection.close = () => {
+    const { listenClient } = connection;
+    const closing = close();
+    listenClient?.on('error', () => undefined);
+    return closing;
+  };
   for (const part of [connection, backend as unknown as Readiness]) {
     const ready = part.waitUntilReady.bind(part);
     part.waitUntilReady = async () => {
