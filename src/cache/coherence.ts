@@ -13,7 +13,7 @@ import type { Events } from '../events.js';
 import { Periodic } from '../lifecycle.js';
 import type { Guard } from './guard.js';
 import type { RedisTier } from './redis-tier.js';
-import type { FoundValue, Lookup, Stored } from './tier.js';
+import { ALL_TENANTS, type FoundValue, type Lookup, type Stored } from './tier.js';
 
 /** Two rounds fit into the second after which no process may serve what was invalidated. */
 export const POLL_MS = 400;
@@ -23,7 +23,8 @@ const FRESH_MS = 900;
 const CONFIRM_MS = 300;
 /** Overwrites to remember. Where there are more, Redis is not believed at all until they are worked off. */
 const MOST_REPAIRS = 10_000;
-const ALL_TENANTS = '*';
+/** Entries dropped at once: a script holds up everybody else's commands. */
+const DROP_BATCH = 500;
 
 const CHANGES = {
   name: 'coherence',
@@ -220,8 +221,11 @@ export class Coherence {
   async #repair(repairs: readonly Repair[]): Promise<boolean> {
     if (!this.redis?.guard.isUp || repairs.length === 0) return false;
     const { tier, guard } = this.redis;
+    const outdated = repairs.map(([, id, version]) => ({ id, version }));
     try {
-      await guard.run('write', () => tier.drop(repairs.map(([, id, version]) => ({ id, version }))));
+      for (let i = 0; i < outdated.length; i += DROP_BATCH) {
+        await guard.run('write', () => tier.drop(outdated.slice(i, i + DROP_BATCH)));
+      }
     } catch {
       return false;
     }

@@ -58,11 +58,6 @@ export class CrawlRecords {
     return { record, rejection: counts ? rejection : null };
   }
 
-  /** The newest version that the URL served. */
-  async url(tenantId: string, url: string): Promise<CrawlUrl | null> {
-    return known(await this.hybrid.read(tenantId, crawlUrls, sha256(url)));
-  }
-
   /** The newest version that the URL served, as far as anybody can say; `null` also where nobody can. */
   async knownUrl(tenantId: string, url: string): Promise<CrawlUrl | null> {
     const answer = await this.hybrid.read(tenantId, crawlUrls, sha256(url));

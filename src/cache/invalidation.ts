@@ -9,6 +9,7 @@ import type { Events } from '../events.js';
 import { KINDS } from '../kinds/index.js';
 import { type Coherence, POLL_MS } from './coherence.js';
 import type { Tiers } from './hybrid.js';
+import { ALL_TENANTS } from './tier.js';
 
 /** Counting a tenant's rows takes longer than a look-up. */
 const DEADLINE_MS = 60_000;
@@ -16,7 +17,6 @@ const BATCH = 1_000;
 /** Between two batches, so that others come first. */
 const BREATH_MS = 5;
 const RETRY_MS = 5_000;
-const ALL_TENANTS = '*';
 
 const PURGE_NEXT = {
   name: 'purge_next',

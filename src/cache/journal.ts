@@ -11,7 +11,7 @@ import { factsOf, type RedisFacts } from '../redis-info.js';
 import type { Guard } from './guard.js';
 import type { PostgresTier } from './postgres-tier.js';
 import { RedisConnection } from './redis-connection.js';
-import type { Entry, Stamp, Stored } from './tier.js';
+import { type Entry, idOf, type Stamp, type Stored } from './tier.js';
 
 const BATCH = 100;
 const RETRY_MS = 2_000;
@@ -157,7 +157,7 @@ function entryOf(fields: readonly Buffer[]): Stamped | undefined {
     const { kind: name, format, tenantId, parts, generation, version } = JSON.parse(text.toString());
     const kind = KINDS.find((one) => one.name === name && one.format === format);
     if (!kind) return undefined;
-    const id = `${name}:${tenantId}:${parts.join(':')}`;
+    const id = idOf(name, tenantId, parts);
     return { tenantId, kind, parts, id, generation, version, bytes, value: kind.decode(bytes) };
   } catch {
     return undefined;

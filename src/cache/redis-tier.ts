@@ -8,7 +8,17 @@ import { head, open, seal, stampOf, TOMBSTONE, UNJOURNALED } from './envelope.js
 import { MemoryBudget } from './memory-budget.js';
 import { isReply, RedisConnection, type RedisServer } from './redis-connection.js';
 import { DROP, FORGET, NEXT_VERSIONS, RAISE, WRITE } from './redis-scripts.js';
-import { ABSENT, type Entry, type Found, isOurs, type Lookup, type Stamp, type Tier, type Verdict } from './tier.js';
+import {
+  ABSENT,
+  ALL_TENANTS,
+  type Entry,
+  type Found,
+  isOurs,
+  type Lookup,
+  type Stamp,
+  type Tier,
+  type Verdict,
+} from './tier.js';
 
 /** Lifetimes vary by this share, so that entries written together do not all expire together. */
 const TTL_JITTER = 0.1;
@@ -254,5 +264,5 @@ function isOutOfMemory(error: unknown): boolean {
 }
 
 function isOf(tenantId: string, id: string): boolean {
-  return tenantId === '*' || id.split(':')[1] === tenantId;
+  return tenantId === ALL_TENANTS || id.split(':')[1] === tenantId;
 }

@@ -63,10 +63,18 @@ export interface Tier {
   close(): Promise<void>;
 }
 
+/** In the place of a tenant: all of them. No tenant can be called that. */
+export const ALL_TENANTS = '*';
+
+/** No part holds a colon, so two entries never share a name. */
+export function idOf(kindName: string, tenantId: string, parts: readonly KeyPart[]): string {
+  return `${kindName}:${tenantId}:${parts.join(':')}`;
+}
+
 /** @throws {ArgumentError} */
 export function lookup<Key, Value>(tenantId: string, kind: Kind<Key, Value>, key: Key): Lookup {
   const parts = kind.key(key);
-  return { tenantId: checkTenantId(tenantId), kind, parts, id: `${kind.name}:${tenantId}:${parts.join(':')}` };
+  return { tenantId: checkTenantId(tenantId), kind, parts, id: idOf(kind.name, tenantId, parts) };
 }
 
 /** @throws {ArgumentError} */

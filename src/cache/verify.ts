@@ -9,7 +9,7 @@ import { KINDS } from '../kinds/index.js';
 import type { AnyKind, KeyPart } from '../kinds/kind.js';
 import type { KindName } from '../metrics.js';
 import type { CacheConnection } from './connect.js';
-import type { Found, Lookup } from './tier.js';
+import { type Found, idOf, type Lookup } from './tier.js';
 
 interface Difference {
   readonly kind: KindName;
@@ -190,7 +190,7 @@ function parsed(id: string): Lookup[] {
 }
 
 function lookupOf(kind: AnyKind, tenantId: string, parts: readonly KeyPart[]): Lookup {
-  return { kind, tenantId, parts, id: `${kind.name}:${tenantId}:${parts.join(':')}` };
+  return { kind, tenantId, parts, id: idOf(kind.name, tenantId, parts) };
 }
 
 function counted(sampled: readonly Lookup[]): Partial<Record<KindName, number>> {
