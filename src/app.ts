@@ -68,7 +68,7 @@ export function connect(config: Config, overrides: Overrides = {}): App {
     connection,
     cache,
     records: new CrawlRecords(connection.hybrid),
-    claims: new Claims(connection.pool, connection.tiers.postgres.guard),
+    claims: new Claims(connection.query),
     objects: overrides.objects ?? new FileStore(config.storage.folder),
     backend,
     queues,

@@ -3,17 +3,14 @@
 export type { Content } from './cache/arguments.js';
 export type { LookupStatistics, ServiceStatistics } from './cache/lookup-counts.js';
 export type { NearDuplicate } from './cache/near-duplicates.js';
+export { type HybridCacheOptions, HybridCacheService, type ModelOption, type StoredKeys } from './cache/service.js';
 export {
   closeCacheService,
   getHybridCacheService,
   getHybridCacheService as getCacheService,
-  type HybridCacheOptions,
-  HybridCacheService,
-  type ModelOption,
   resetCacheStats,
-  type SkipAnswer,
-  type StoredKeys,
-} from './cache/service.js';
+} from './cache/shared.js';
+export type { SkipAnswer } from './cache/skip.js';
 export type { CacheStatistics, NoStatistics, PostgresStatistics, RedisStatistics } from './cache/statistics.js';
 export { ArgumentError, ConfigError, TierUnavailableError } from './errors.js';
 export type { FaceDetection, FaceEmbedding } from './kinds/faces.js';

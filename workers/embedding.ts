@@ -1,7 +1,9 @@
 /** The embedding job: the faces of one stored image, found and embedded once per model. */
+
+import { type Answer, known } from '../src/cache/answer.js';
 import type { Claims } from '../src/cache/claims.js';
 import type { CrawlRecords } from '../src/cache/crawl-records.js';
-import { type Answer, type HybridCache, known } from '../src/cache/hybrid.js';
+import type { HybridCache } from '../src/cache/hybrid.js';
 import { entry } from '../src/cache/tier.js';
 import { RejectedError, RetryableError, TierUnavailableError } from '../src/errors.js';
 import type { Events } from '../src/events.js';

@@ -51,7 +51,6 @@ function crawlWorker(app: App, closer: Closer, shutdown: AbortSignal): Worker {
   const policy = new AddressPolicy({ allow: config.fetch.allow, deny: config.fetch.deny });
   const { maxBytes, timeoutMs, userAgent } = config.fetch;
   const fetcher = closer.add('fetcher', new Fetcher({ maxBytes, timeoutMs, userAgent, policy }), (one) => one.close());
-  const search = { pool: connection.pool, guard: connection.tiers.postgres.guard };
   const tools: CrawlTools = {
     records: app.records,
     claims: app.claims,
@@ -60,7 +59,7 @@ function crawlWorker(app: App, closer: Closer, shutdown: AbortSignal): Worker {
     fetcher,
     maxPixels: config.images.maxPixels,
     leaseMs: timeoutMs + LEASE_BEYOND_FETCH_MS,
-    nearDuplicates: (tenantId, phash, options) => searchNearDuplicates(search, tenantId, phash, options),
+    nearDuplicates: (tenantId, phash, options) => searchNearDuplicates(connection.query, tenantId, phash, options),
     enqueueEmbedding: async (tenantId, contentHash) => {
       await app.queues.enqueue(embeddingQueue, [{ v: 1, tenantId, contentHash }]);
     },

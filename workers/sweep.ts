@@ -39,9 +39,8 @@ export function startSweep(app: App, model: string): Periodic {
 
 /** @returns how many embedding jobs were asked for; those that wait already are not doubled. */
 export async function enqueueMissing(app: App, model: string, since: Date, signal?: AbortSignal): Promise<number> {
-  const { pool, tiers } = app.connection;
   let count = 0;
-  for await (const page of unembeddedSince({ pool, guard: tiers.postgres.guard }, model, since, signal)) {
+  for await (const page of unembeddedSince(app.connection.query, model, since, signal)) {
     const payloads = page.map(({ tenantId, contentHash }): EmbeddingPayload => ({ v: 1, tenantId, contentHash }));
     await app.queues.enqueue(embeddingQueue, payloads);
     count += page.length;

@@ -13,6 +13,8 @@ export interface BatchOptions {
   readonly inFlight: number;
   /** Items in one operation, unless a single call brings more: calls are not torn apart. */
   readonly most: number;
+  /** Where more than this waits, it is shared out among the operations that may be under way, which then overlap. */
+  readonly shareFrom?: number;
   /** Whether an error may be one call's fault alone, so that the others of its batch are worth a try without it. */
   readonly mayBeOnes?: (error: unknown) => boolean;
 }
@@ -50,12 +52,20 @@ export class Batcher<Item, Result> {
   }
 
   #take(): Call<Item, Result>[] {
+    const share = this.#share();
     let items = 0;
     const end = this.#waiting.findIndex((call, i) => {
       items += call.items.length;
-      return i > 0 && items > this.options.most;
+      return i > 0 && items > share;
     });
     return this.#waiting.splice(0, end < 0 ? this.#waiting.length : end);
+  }
+
+  /** Items for the next operation. */
+  #share(): number {
+    const { inFlight, most, shareFrom = Number.POSITIVE_INFINITY } = this.options;
+    const waiting = this.#waiting.reduce((sum, { items }) => sum + items.length, 0);
+    return waiting <= shareFrom ? most : Math.min(most, Math.ceil(waiting / (inFlight - this.#running)));
   }
 
   #execute(calls: readonly Call<Item, Result>[]): void {

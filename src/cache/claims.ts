@@ -4,9 +4,8 @@
  *
  * Claims spare work; they guarantee nothing. A holder that outlives its lease meets the primary keys of the records.
  */
-import type { Pool } from 'pg';
 import { DeferredError } from '../errors.js';
-import type { Guard } from './guard.js';
+import type { Query } from './query.js';
 
 export interface Claim {
   readonly tenantId: string;
@@ -39,10 +38,7 @@ const RELEASE = {
 };
 
 export class Claims {
-  constructor(
-    private readonly pool: Pool,
-    private readonly guard: Guard,
-  ) {}
+  constructor(private readonly query: Query) {}
 
   /**
    * Runs `work` while the claim is held, for at most `leaseMs`.
@@ -68,22 +64,20 @@ export class Claims {
    */
   async take({ tenantId, subject, holder }: Claim, leaseMs: number): Promise<Taken> {
     const values = [tenantId, subject, holder, leaseMs];
-    const { rows } = await this.guard.run('claim', () =>
-      this.pool.query<{ taken: boolean; held_for_ms: number | null }>({ ...TAKE, values }),
-    );
+    const { rows } = await this.query<{ taken: boolean; held_for_ms: number | null }>({ ...TAKE, values }, 'claim');
     const [row] = rows;
     return row?.taken ? { taken: true } : { taken: false, heldForMs: row?.held_for_ms ?? 0 };
   }
 
   /** Gives the claim back; nothing happens where another holder has it by now. */
   async release({ tenantId, subject, holder }: Claim): Promise<void> {
-    await this.guard.run('claim', () => this.pool.query({ ...RELEASE, values: [tenantId, subject, holder] }));
+    await this.query({ ...RELEASE, values: [tenantId, subject, holder] }, 'claim');
   }
 
   /** Forgets claims whose leases ended an hour ago; they hold nobody up, but take space. */
   async forgetExpired(): Promise<void> {
     const text = "delete from claims where expires_at < now() - interval '1 hour'";
-    await this.guard.run('claim', () => this.pool.query(text));
+    await this.query({ text }, 'claim');
   }
 }
 

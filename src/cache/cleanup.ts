@@ -1,10 +1,9 @@
 /** Retention, where it is asked for: deletes rows that are older than some days, a batch to a transaction. */
 import { setTimeout as pause } from 'node:timers/promises';
-import type { Pool } from 'pg';
 import { ArgumentError } from '../errors.js';
 import { KINDS } from '../kinds/index.js';
 import { POLL_MS } from './coherence.js';
-import type { Guard } from './guard.js';
+import type { Query } from './query.js';
 
 export interface CleanedTable {
   readonly tableName: string;
@@ -31,11 +30,6 @@ interface Batch {
   readonly reached: string | null;
 }
 
-interface Source {
-  readonly pool: Pool;
-  readonly guard: Guard;
-}
-
 /**
  * Deletes what was first written more than `days` days ago (of a crawl: four times as long, at least 30 days; of a
  * refusal: after it ended), until `signal` fires.
@@ -44,23 +38,23 @@ interface Source {
  * @throws {ArgumentError} unless `days` is a whole number from 1 on
  * @throws {TierUnavailableError}
  */
-export async function cleanup(source: Source, days: number, signal?: AbortSignal): Promise<CleanedTable[]> {
+export async function cleanup(query: Query, days: number, signal?: AbortSignal): Promise<CleanedTable[]> {
   if (!Number.isInteger(days) || days < 1) throw new ArgumentError('days', 'expected a whole number from 1 on');
   const cleaned: CleanedTable[] = [];
   // In their order: a content goes only after the URLs that refer to it.
   for (const { name, table } of KINDS) {
-    const deletedCount = await cleanTable(source, name, Math.min(days, MOST_DAYS), signal);
+    const deletedCount = await cleanTable(query, name, Math.min(days, MOST_DAYS), signal);
     cleaned.push({ tableName: table.name, deletedCount });
   }
   return cleaned;
 }
 
-async function cleanTable({ pool, guard }: Source, kind: string, days: number, signal?: AbortSignal): Promise<number> {
+async function cleanTable(query: Query, kind: string, days: number, signal?: AbortSignal): Promise<number> {
   let count = 0;
   let reached: string | null = '-infinity';
   while (reached !== null && !signal?.aborted) {
     const values = [kind, days, reached];
-    const { rows } = await guard.run('query', () => pool.query<Batch>({ ...NEXT, values }));
+    const { rows } = await query<Batch>({ ...NEXT, values });
     const [batch] = rows as [Batch];
     count += batch.deleted;
     reached = batch.reached;

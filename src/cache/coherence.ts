@@ -8,10 +8,10 @@
  * too. Answers are compared when they are given, not when they were asked for.
  */
 import { performance } from 'node:perf_hooks';
-import type { Pool } from 'pg';
 import type { Events } from '../events.js';
 import { Periodic } from '../lifecycle.js';
 import type { Guard } from './guard.js';
+import type { Query } from './query.js';
 import type { RedisTier } from './redis-tier.js';
 import { ALL_TENANTS, type FoundValue, type Lookup, type Stored } from './tier.js';
 
@@ -59,11 +59,6 @@ interface Changes {
   readonly horizon: string;
 }
 
-interface Source {
-  readonly pool: Pool;
-  readonly guard: Guard;
-}
-
 export class Coherence {
   readonly #generations = new Map<string, number>();
   /** The versions below which an entry is not believed. */
@@ -80,7 +75,7 @@ export class Coherence {
   #tidied = performance.now();
 
   constructor(
-    private readonly postgres: Source,
+    private readonly postgres: { query: Query; guard: Guard },
     private readonly redis: { tier: RedisTier; guard: Guard } | null,
     private readonly events: Events,
     /** No entry lives longer in Redis, in seconds. */
@@ -193,9 +188,7 @@ export class Coherence {
 
   async #ask(): Promise<readonly Repair[]> {
     const started = performance.now();
-    const { rows } = await this.postgres.guard.run('query', () =>
-      this.postgres.pool.query<Changes>({ ...CHANGES, values: [this.#horizon] }),
-    );
+    const { rows } = await this.postgres.query<Changes>({ ...CHANGES, values: [this.#horizon] });
     const [changes] = rows;
     if (!changes) return [];
     for (const [tenantId, generation] of changes.generations) this.learn(tenantId, generation);
@@ -237,13 +230,13 @@ export class Coherence {
   async #forget(repairs: readonly Repair[]): Promise<void> {
     if (repairs.length === 0) return;
     const values = [0, 1, 2].map((column) => repairs.map((repair) => repair[column]));
-    await this.postgres.guard.run('write', () => this.postgres.pool.query({ ...CONFIRM, values }));
+    await this.postgres.query({ ...CONFIRM, values }, 'write');
   }
 
   /** Where no process has a Redis, nobody confirms. What such a row warns of has expired by now. */
   async #tidy(): Promise<void> {
     if (performance.now() - this.#tidied < TIDY_MS) return;
     this.#tidied = performance.now();
-    await this.postgres.guard.run('write', () => this.postgres.pool.query({ ...TIDY, values: [this.longestSeconds] }));
+    await this.postgres.query({ ...TIDY, values: [this.longestSeconds] }, 'write');
   }
 }

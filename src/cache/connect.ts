@@ -14,6 +14,7 @@ import { Invalidation } from './invalidation.js';
 import { Journal } from './journal.js';
 import { LookupCounts } from './lookup-counts.js';
 import { PostgresTier } from './postgres-tier.js';
+import { type Query, queryThrough } from './query.js';
 import { RedisTier } from './redis-tier.js';
 
 /** Longest wait for one operation, in milliseconds: a healthy Redis answers in under one, PostgreSQL in a few. */
@@ -29,6 +30,8 @@ export interface CacheConnection {
   readonly journal: Journal | null;
   readonly counts: LookupCounts;
   readonly pool: Pool;
+  /** What is no look-up of an entry. */
+  readonly query: Query;
   /** See `cleanup`. */
   cleanup(days: number, signal?: AbortSignal): Promise<CleanedTable[]>;
   close(): Promise<void>;
@@ -70,9 +73,10 @@ export function connectCache(
   const longest = 2 * Math.max(...Object.values(config.ttl));
   const coherence = closer.add(
     'coherence',
-    new Coherence({ pool: probes, guard: postgresGuard }, redis, events, longest),
+    new Coherence({ query: queryThrough(probes, postgresGuard), guard: postgresGuard }, redis, events, longest),
     (one) => one.close(),
   );
+  const query = queryThrough(pool, postgresGuard);
   const counts = new LookupCounts();
   let journal: Journal | null = null;
   if (config.queue?.backend === 'redis') {
@@ -83,7 +87,7 @@ export function connectCache(
   const hybrid = closer.add('hybrid cache', new HybridCache(tiers, coherence, journal, counts, events), (cache) =>
     cache.close(),
   );
-  const invalidation = closer.add('invalidation', new Invalidation(tiers, pool, coherence, events), (one) =>
+  const invalidation = closer.add('invalidation', new Invalidation(tiers, pool, query, coherence, events), (one) =>
     one.close(),
   );
   return {
@@ -93,7 +97,8 @@ export function connectCache(
     journal,
     counts,
     pool,
-    cleanup: (days, signal) => cleanup({ pool, guard: postgresGuard }, days, signal),
+    query,
+    cleanup: (days, signal) => cleanup(query, days, signal),
     close: () => closer.close(),
   };
 }

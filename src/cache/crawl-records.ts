@@ -14,7 +14,8 @@ import {
 } from '../kinds/crawl.js';
 import { sha256 } from '../kinds/identity.js';
 import { perceptualHashes } from '../kinds/perceptual-hash.js';
-import { type Answer, type HybridCache, known } from './hybrid.js';
+import { type Answer, known } from './answer.js';
+import type { HybridCache } from './hybrid.js';
 import { type Entry, entry, lookup } from './tier.js';
 
 export interface UrlFacts {

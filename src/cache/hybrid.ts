@@ -11,30 +11,16 @@
 import { TierUnavailableError } from '../errors.js';
 import type { Events } from '../events.js';
 import type { Kind } from '../kinds/kind.js';
-import type { LookupResult } from '../metrics.js';
+import { type Answer, hit, MISS, resultOf, UNKNOWN } from './answer.js';
 import { Batcher } from './batcher.js';
 import type { Coherence } from './coherence.js';
+import { Flights } from './flights.js';
 import type { Guard } from './guard.js';
 import type { Journal } from './journal.js';
 import type { LookupCounts } from './lookup-counts.js';
 import type { PostgresTier } from './postgres-tier.js';
 import type { RedisTier } from './redis-tier.js';
-import {
-  ABSENT,
-  type Entry,
-  type Found,
-  type FoundValue,
-  type Lookup,
-  lookup,
-  type Stamp,
-  type Stored,
-} from './tier.js';
-
-export type Answer<Value = unknown> =
-  | (Stamp & { readonly state: 'hit'; readonly value: Value; readonly tier: 'redis' | 'postgres' })
-  | { readonly state: 'miss' }
-  /** PostgreSQL could not be asked, so nobody can say. */
-  | { readonly state: 'unknown' };
+import { ABSENT, type Entry, type Found, type FoundValue, type Lookup, lookup, type Stored } from './tier.js';
 
 export interface Written {
   /** Whether it will outlive any crash: PostgreSQL has committed it, or the journal has it. */
@@ -48,27 +34,17 @@ export interface Tiers {
   readonly postgres: { readonly tier: PostgresTier; readonly guard: Guard };
 }
 
-/** Look-ups that were sent off together. */
-interface Flight {
-  lookups: Lookup[];
-  /** Until they have landed. */
-  answers: Promise<Answer[]> | undefined;
-}
-
-interface Place {
-  readonly flight: Flight;
-  readonly index: number;
-}
-
 const BATCH = { inFlight: 4, most: 1_000 };
-const WRITE_BATCH = { inFlight: 2, most: 256, mayBeOnes: (error: unknown) => !(error instanceof TierUnavailableError) };
-
-const MISS: Answer = { state: 'miss' };
-const UNKNOWN: Answer = { state: 'unknown' };
+/** One statement at PostgreSQL while another's entries are packed here and go to Redis. */
+const WRITE_BATCH = {
+  inFlight: 2,
+  most: 256,
+  shareFrom: 32,
+  mayBeOnes: (error: unknown) => !(error instanceof TierUnavailableError),
+};
 
 export class HybridCache {
-  /** Of each entry that is being looked up: where its answer will be. Whoever asks meanwhile waits for the same. */
-  readonly #flights = new Map<string, Place>();
+  readonly #flights = new Flights((lookups) => this.#ask(lookups));
   readonly #redisReads: Batcher<Lookup, Found>;
   readonly #redisWrites: Batcher<Stored, boolean>;
   /** One for each combination of kinds, so that a table that is locked holds up nobody who does not ask for it. */
@@ -99,15 +75,7 @@ export class HybridCache {
     if (lookups.length === 0) return [];
     const begun = this.#begin();
     if (begun) await begun;
-    const own: Flight = { lookups: [], answers: undefined };
-    const places = lookups.map((one) => this.#flights.get(one.id) ?? this.#board(own, one));
-    if (own.lookups.length > 0) own.answers = this.#fly(own);
-    // Where all were boarded now, and none twice, the answers are in the order of the look-ups.
-    const answers =
-      own.answers && own.lookups.length === places.length
-        ? await own.answers
-        : await Promise.all(places.map(async ({ flight, index }) => (await flight.answers)?.[index] as Answer));
-    return this.#given(lookups, answers);
+    return this.#given(lookups, await this.#flights.read(lookups));
   }
 
   /** PostgreSQL, then Redis. Never throws because a tier is away: `durable` says what happened. */
@@ -132,12 +100,7 @@ export class HybridCache {
       if (arrived) this.coherence.confirmed(standing);
       else this.coherence.unconfirmed(standing);
     }
-    this.#endFlights(standing);
-  }
-
-  /** Whoever asks from now on must not be told what was asked for before. */
-  #endFlights(entries: readonly Lookup[]): void {
-    for (const { id } of entries) this.#flights.delete(id);
+    this.#flights.end(standing);
   }
 
   /** Waits for the backfills under way. */
@@ -152,22 +115,11 @@ export class HybridCache {
     return this.coherence.begin();
   }
 
-  #board(flight: Flight, one: Lookup): Place {
-    const place = { flight, index: flight.lookups.push(one) - 1 };
-    this.#flights.set(one.id, place);
-    return place;
-  }
-
-  async #fly(flight: Flight): Promise<Answer[]> {
-    try {
-      const { lookups } = flight;
-      const hot = this.tiers.redis ? await this.#redisReads.add(lookups) : lookups.map(() => ABSENT);
-      const answers = hot.map((found) => (found.state === 'value' ? hit(found, 'redis') : MISS));
-      if (answers.includes(MISS)) await this.#askPostgres(lookups, hot, answers);
-      return answers;
-    } finally {
-      this.#land(flight);
-    }
+  async #ask(lookups: readonly Lookup[]): Promise<Answer[]> {
+    const hot = this.tiers.redis ? await this.#redisReads.add(lookups) : lookups.map(() => ABSENT);
+    const answers = hot.map((found) => (found.state === 'value' ? hit(found, 'redis') : MISS));
+    if (answers.includes(MISS)) await this.#askPostgres(lookups, hot, answers);
+    return answers;
   }
 
   /** Puts what PostgreSQL says in the place of the misses, and brings it to Redis. */
@@ -182,15 +134,6 @@ export class HybridCache {
       else if (!permanent) answers[i] = UNKNOWN;
     });
     this.#backfill(lookups, hot, permanent && found);
-  }
-
-  #land(flight: Flight): void {
-    for (const { id } of flight.lookups) {
-      if (this.#flights.get(id)?.flight === flight) this.#flights.delete(id);
-    }
-    // A map that grows and shrinks leaves old tables of itself behind, which would hold on to the values.
-    flight.lookups = [];
-    flight.answers = undefined;
   }
 
   /** What Redis has and may be believed; nothing where it is away. Never rejects. */
@@ -260,7 +203,7 @@ export class HybridCache {
     const arrived = await bestEffort(guard.run('write', () => tier.write(stamped, { unjournaled: !durable })));
     // Until PostgreSQL has it, this process at least serves nothing older.
     if (arrived === null && durable) this.coherence.unconfirmed(stamped);
-    this.#endFlights(entries);
+    this.#flights.end(entries);
     return durable;
   }
 
@@ -317,11 +260,6 @@ export class HybridCache {
   }
 }
 
-function resultOf(answer: Answer): LookupResult {
-  if (answer.state !== 'hit') return answer.state === 'miss' ? 'miss' : 'error';
-  return answer.tier === 'redis' ? 'redis_hit' : 'postgres_hit';
-}
-
 function batcherFor<Item extends Lookup, Result>(
   batchers: Map<string, Batcher<Item, Result>>,
   items: readonly Item[],
@@ -338,18 +276,8 @@ function batcherFor<Item extends Lookup, Result>(
   return batcher;
 }
 
-function hit({ value, generation, version }: FoundValue, tier: 'redis' | 'postgres'): Answer {
-  return { state: 'hit', value, tier, generation, version };
-}
-
 function asStored(one: Lookup, { value, bytes, generation, version }: FoundValue): Stored {
   return { ...one, value, bytes: bytes ?? one.kind.encode(value), generation, version, overwrote: false };
-}
-
-/** The value, or `null` for a miss. @throws {TierUnavailableError} where nobody can say. */
-export function known<Value>(answer: Answer<Value>): Value | null {
-  if (answer.state === 'unknown') throw new TierUnavailableError('postgres', 'the entry could not be looked up');
-  return answer.state === 'hit' ? answer.value : null;
 }
 
 /** `null` where PostgreSQL is away; it is the source of truth, so an error of the statement itself is thrown. */

@@ -1,13 +1,12 @@
 /** Everything that is known of one image, as a reader of the API sees it. */
-import type { Pool } from 'pg';
 import type { CrawlContent } from '../kinds/crawl.js';
 import { crawlContents } from '../kinds/crawl.js';
 import { type FaceEmbedding, faceEmbeddings } from '../kinds/faces.js';
 import { perceptualHashes } from '../kinds/perceptual-hash.js';
+import { type Answer, known } from './answer.js';
 import type { CacheConnection } from './connect.js';
-import type { Guard } from './guard.js';
-import { type Answer, known } from './hybrid.js';
 import { type NearDuplicate, searchNearDuplicates } from './near-duplicates.js';
+import type { Query } from './query.js';
 import { lookup } from './tier.js';
 
 export interface ImageView {
@@ -37,13 +36,12 @@ const URLS = {
 
 /** `null` where the tenant has no such image. @throws {TierUnavailableError} */
 export async function viewImage(
-  connection: CacheConnection,
+  { hybrid, query }: CacheConnection,
   tenantId: string,
   contentHash: string,
   model: string,
 ): Promise<ImageView | null> {
-  const postgres = { pool: connection.pool, guard: connection.tiers.postgres.guard };
-  const [content, phash, faces] = await connection.hybrid.readMany([
+  const [content, phash, faces] = await hybrid.readMany([
     lookup(tenantId, crawlContents, contentHash),
     lookup(tenantId, perceptualHashes, contentHash),
     lookup(tenantId, faceEmbeddings, { contentHash, model }),
@@ -52,16 +50,16 @@ export async function viewImage(
   if (!image) return null;
   const hash = known(phash as Answer<string>);
   const [urls, nearDuplicates] = await Promise.all([
-    urlsOf(postgres, tenantId, contentHash),
-    hash ? searchNearDuplicates(postgres, tenantId, hash, { except: contentHash }) : [],
+    urlsOf(query, tenantId, contentHash),
+    hash ? searchNearDuplicates(query, tenantId, hash, { except: contentHash }) : [],
   ]);
   const { rawKey, thumbnailKey, width, height, mimeType } = image;
   const facts = { rawKey, thumbnailKey, phash: hash, width, height, mimeType };
   return { contentHash, ...facts, urls, model, faces: known(faces as Answer<FaceEmbedding[]>), nearDuplicates };
 }
 
-async function urlsOf({ pool, guard }: { pool: Pool; guard: Guard }, tenantId: string, contentHash: string) {
+async function urlsOf(query: Query, tenantId: string, contentHash: string) {
   const values = [tenantId, contentHash];
-  const { rows } = await guard.run('query', () => pool.query<{ url: string }>({ ...URLS, values }));
+  const { rows } = await query<{ url: string }>({ ...URLS, values });
   return rows.map(({ url }) => url);
 }

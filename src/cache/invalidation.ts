@@ -9,6 +9,7 @@ import type { Events } from '../events.js';
 import { KINDS } from '../kinds/index.js';
 import { type Coherence, POLL_MS } from './coherence.js';
 import type { Tiers } from './hybrid.js';
+import type { Query } from './query.js';
 import { ALL_TENANTS } from './tier.js';
 
 /** Counting a tenant's rows takes longer than a look-up. */
@@ -35,6 +36,7 @@ export class Invalidation {
   constructor(
     private readonly tiers: Tiers,
     private readonly pool: Pool,
+    private readonly query: Query,
     private readonly coherence: Coherence,
     private readonly events: Events,
   ) {}
@@ -153,11 +155,8 @@ export class Invalidation {
   }
 
   async #purgeAll(): Promise<void> {
-    const { guard } = this.tiers.postgres;
     while (!this.#stopped.signal.aborted) {
-      const { rows } = await guard.run('query', () =>
-        this.pool.query<{ tenantId: string; generation: string }>(PURGE_NEXT),
-      );
+      const { rows } = await this.query<{ tenantId: string; generation: string }>(PURGE_NEXT);
       const [dead] = rows;
       if (!dead) return;
       for (const { table } of KINDS) await this.#purgeTable(table.name, dead.tenantId, dead.generation);
@@ -165,7 +164,7 @@ export class Invalidation {
       await this.#clearRedis(dead.tenantId, Number(dead.generation));
       // What was cut short is for the next one to end.
       if (this.#stopped.signal.aborted) return;
-      await guard.run('write', () => this.pool.query({ ...PURGED, values: [dead.tenantId, dead.generation] }));
+      await this.query({ ...PURGED, values: [dead.tenantId, dead.generation] }, 'write');
     }
   }
 
@@ -179,7 +178,7 @@ export class Invalidation {
     };
     let deleted = BATCH;
     while (deleted === BATCH && !this.#stopped.signal.aborted) {
-      const result = await this.tiers.postgres.guard.run('write', () => this.pool.query(statement));
+      const result = await this.query(statement, 'write');
       deleted = result.rowCount ?? 0;
       await pause(BREATH_MS);
     }

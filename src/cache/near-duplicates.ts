@@ -3,9 +3,8 @@
  * have, among four bands of 16 bits, at least one that differs by at most 1 bit; at most 3 bits apart, one that is
  * equal. So 4 x 17 (or 4) probes of the primary key of `perceptual_hash_bands` find every candidate.
  */
-import type { Pool } from 'pg';
 import { ArgumentError } from '../errors.js';
-import type { Guard } from './guard.js';
+import type { Query } from './query.js';
 
 export interface NearDuplicate {
   readonly contentHash: string;
@@ -52,7 +51,7 @@ export interface SearchOptions {
  * @throws {TierUnavailableError}
  */
 export async function searchNearDuplicates(
-  { pool, guard }: { pool: Pool; guard: Guard },
+  query: Query,
   tenantId: string,
   phash: string,
   options: SearchOptions = {},
@@ -67,7 +66,7 @@ export async function searchNearDuplicates(
   const bands = probes.map(({ band }) => band);
   const bits = probes.map((probe) => probe.bits);
   const values = [tenantId, number.toString(), bands, bits, maxDistance, options.except ?? null];
-  const { rows } = await guard.run('query', () => pool.query<NearDuplicate>({ ...SEARCH, values }));
+  const { rows } = await query<NearDuplicate>({ ...SEARCH, values });
   return rows;
 }
 

@@ -50,10 +50,6 @@ export class RedisConnection {
     }
   }
 
-  async run(script: string, keys: readonly string[], args: readonly (string | number | Buffer)[]): Promise<unknown> {
-    return this.use((redis) => evaluate(redis, script, keys, args));
-  }
-
   close(): void {
     this.#redis.disconnect();
   }
@@ -96,7 +92,7 @@ export function isReply(error: unknown): error is Error {
 const digests = new Map<string, string>();
 
 /** By its digest, which Redis knows unless it was restarted. */
-async function evaluate(
+export async function evaluate(
   redis: Redis,
   script: string,
   keys: readonly string[],

@@ -6,7 +6,7 @@ import { KIND_NAMES } from '../metrics.js';
 import { factsOf, type RedisFacts } from '../redis-info.js';
 import { head, open, seal, stampOf, TOMBSTONE, UNJOURNALED } from './envelope.js';
 import { MemoryBudget } from './memory-budget.js';
-import { isReply, RedisConnection, type RedisServer } from './redis-connection.js';
+import { evaluate, isReply, RedisConnection, type RedisServer } from './redis-connection.js';
 import { DROP, FORGET, NEXT_VERSIONS, RAISE, WRITE } from './redis-scripts.js';
 import {
   ABSENT,
@@ -96,7 +96,7 @@ export class RedisTier implements Tier {
    */
   async write(entries: readonly Written[], options: { unjournaled?: boolean } = {}): Promise<number> {
     return await this.#connection.use(async (redis, server) => {
-      await this.#tellGenerations(server, entries);
+      this.#meet(server);
       const flags = options.unjournaled ? UNJOURNALED : 0;
       const fitting: string[] = [];
       const args: (number | Buffer)[] = [];
@@ -111,9 +111,10 @@ export class RedisTier implements Tier {
         }
       }
       try {
+        await this.#tellGenerations(redis, server, entries);
         const alone = entries.length === 1 && !entries[0]?.overwrote && refused.length === 0;
         const done = alone && (await this.#writeFirst(redis, fitting[0] as string, args as [number, Buffer]));
-        if (!done) await this.#run(WRITE, fitting, args);
+        if (!done) await this.#run(redis, WRITE, fitting, args);
       } catch (error) {
         if (!isOutOfMemory(error)) throw error;
         this.#budget.exhaust();
@@ -132,9 +133,10 @@ export class RedisTier implements Tier {
   /** Removes what is older than the versions given, and keeps it from coming back. */
   async drop(entries: readonly Dropped[]): Promise<void> {
     if (entries.length === 0) return;
-    await this.#connection.use(async (_redis, { run }) => {
+    await this.#connection.use(async (redis, { run }) => {
       const heads = entries.map(({ version }) => head(run, { generation: 0, version }, TOMBSTONE, 0));
       await this.#run(
+        redis,
         DROP,
         entries.map(({ id }) => id),
         [TOMBSTONE_MS, ...heads],
@@ -144,15 +146,15 @@ export class RedisTier implements Tier {
 
   /** Versions that are later than what Redis has under these entries, for writes that PostgreSQL cannot order. */
   async nextVersions(entries: readonly Lookup[]): Promise<number[]> {
-    return this.#connection.use(async (_redis, { run }) => {
-      const keys = entries.map(({ id }) => this.keyOf(id));
-      return (await this.#connection.run(NEXT_VERSIONS, keys, [run])) as number[];
+    return this.#connection.use(async (redis, { run }) => {
+      const ids = entries.map(({ id }) => id);
+      return (await this.#run(redis, NEXT_VERSIONS, ids, [run])) as number[];
     });
   }
 
   /** Makes the generation known to processes that cannot ask PostgreSQL. */
   async tellGeneration(tenantId: string, generation: number): Promise<void> {
-    await this.#connection.use((_redis, server) => this.#raise(server, new Map([[tenantId, generation]])));
+    await this.#connection.use((redis, server) => this.#raise(redis, server, new Map([[tenantId, generation]])));
   }
 
   /**
@@ -168,8 +170,8 @@ export class RedisTier implements Tier {
 
   /** Removes those of the entries that are of another run of Redis, or of a generation before this one. */
   async forget(ids: readonly string[], generation: number): Promise<void> {
-    await this.#connection.use(async (_redis, { run }) => {
-      await this.#run(FORGET, ids, [run, generation]);
+    await this.#connection.use(async (redis, { run }) => {
+      await this.#run(redis, FORGET, ids, [run, generation]);
     });
   }
 
@@ -205,20 +207,17 @@ export class RedisTier implements Tier {
     return this.keyOf(`${GENERATION}:${tenantId}`);
   }
 
-  async #run(script: string, ids: readonly string[], args: readonly (number | Buffer)[]): Promise<void> {
+  async #run(redis: Redis, script: string, ids: readonly string[], args: readonly (number | Buffer)[]) {
     if (ids.length === 0) return;
-    await this.#connection.run(
-      script,
-      ids.map((id) => this.keyOf(id)),
-      args,
-    );
+    const keys = ids.map((id) => this.keyOf(id));
+    return evaluate(redis, script, keys, args);
   }
 
   /**
    * Whoever finds an entry finds its tenant's generation too, in the same run of the server and for longer. So it is
    * told once per tenant, and again before its lifetime ends.
    */
-  async #tellGenerations(server: RedisServer, entries: readonly (Lookup & Stamp)[]): Promise<void> {
+  async #tellGenerations(redis: Redis, server: RedisServer, entries: readonly (Lookup & Stamp)[]): Promise<void> {
     const { told } = this.#meet(server);
     const due = new Map<string, number>();
     for (const { tenantId, generation } of entries) {
@@ -226,15 +225,15 @@ export class RedisTier implements Tier {
       const known = last && last.generation >= generation && Date.now() - last.at < this.#longest() / 2;
       if (!known && generation > (due.get(tenantId) ?? 0)) due.set(tenantId, generation);
     }
-    if (due.size > 0) await this.#raise(server, due);
+    if (due.size > 0) await this.#raise(redis, server, due);
   }
 
-  async #raise(server: RedisServer, generations: ReadonlyMap<string, number>): Promise<void> {
+  async #raise(redis: Redis, server: RedisServer, generations: ReadonlyMap<string, number>): Promise<void> {
     const heads = [...generations.values()].map((generation) =>
       head(server.run, { generation, version: 0 }, TOMBSTONE, 0),
     );
     const keys = [...generations.keys()].map((tenantId) => this.#generationKey(tenantId));
-    await this.#connection.run(RAISE, keys, [this.#longest(), ...heads]);
+    await evaluate(redis, RAISE, keys, [this.#longest(), ...heads]);
     const { told } = this.#meet(server);
     if (told.size > MOST_TOLD) told.clear();
     for (const [tenantId, generation] of generations) told.set(tenantId, { generation, at: Date.now() });

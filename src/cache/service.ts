@@ -19,22 +19,16 @@ import { createLogger, type Logger } from '../logger.js';
 import { createMetrics, type Metrics } from '../metrics.js';
 import { type Content, checkList, checkText, eachOf, facesKey, hashOf, optionalText } from './arguments.js';
 import { type CacheConfig, type CacheConnection, connectCache } from './connect.js';
-import { CrawlRecords, type ImageFacts } from './crawl-records.js';
+import { CrawlRecords } from './crawl-records.js';
 import { unlessAway } from './hybrid.js';
 import { type NearDuplicate, searchNearDuplicates } from './near-duplicates.js';
+import { type Asked, askedOf, isKnownByContent, type SkipAnswer, skipByFacts, skipByUrl } from './skip.js';
 import { type CacheStatistics, readStatistics } from './statistics.js';
 import { entry, lookup } from './tier.js';
 
 export interface ModelOption {
   /** Identity of the model that made the values; the default is the configured engine's. */
   readonly model?: string;
-}
-
-export interface SkipAnswer {
-  readonly shouldSkip: boolean;
-  /** Where the known image's bytes are; `null` unless it is to be skipped. */
-  readonly rawKey: string | null;
-  readonly reason: 'url' | 'content' | null;
 }
 
 export interface StoredKeys {
@@ -55,8 +49,6 @@ export interface HybridCacheOptions {
   /** Tiers that are open already, and stay open when this service closes. */
   readonly connection?: CacheConnection;
 }
-
-const NOT_SKIPPED: SkipAnswer = { shouldSkip: false, rawKey: null, reason: null };
 
 /**
  * The hybrid cache: Redis first, PostgreSQL second, every value of one tenant and one content. Connecting is lazy; a
@@ -177,14 +169,13 @@ export class HybridCacheService {
 
   /** Whether the URL is known, before any download. `reason` is then `'url'`. */
   async shouldSkipUrl(url: string, tenantId: string): Promise<SkipAnswer> {
-    const record = await this.#records.knownUrl(checkTenantId(tenantId), canonicalUrl(url));
-    return record ? skipped('url', record.rawKey) : NOT_SKIPPED;
+    return skipByUrl(await this.#records.knownUrl(checkTenantId(tenantId), canonicalUrl(url)));
   }
 
   async shouldSkipUrlBatch(urls: readonly string[], tenantId: string): Promise<SkipAnswer[]> {
     const tenant = checkTenantId(tenantId);
     const records = await this.#records.knownUrls(tenant, eachOf('urls', urls, canonicalUrl));
-    return records.map((record) => (record ? skipped('url', record.rawKey) : NOT_SKIPPED));
+    return records.map(skipByUrl);
   }
 
   /**
@@ -211,7 +202,7 @@ export class HybridCacheService {
   async #skip(tenant: string, asked: readonly Asked[]): Promise<SkipAnswer[]> {
     const facts = await this.#records.imageFacts(tenant, asked);
     await unlessAway(this.#records.rememberUrls(tenant, facts.filter(isKnownByContent)));
-    return facts.map(skipAnswer);
+    return facts.map(skipByFacts);
   }
 
   /** Records an image whose objects are stored already. @returns whether PostgreSQL has committed the record. */
@@ -244,9 +235,8 @@ export class HybridCacheService {
     options?: { maxDistance?: number },
   ): Promise<NearDuplicate[]> {
     checkText('phash', phash, 128);
-    const { pool, tiers } = this.#connection;
-    const search = { pool, guard: tiers.postgres.guard };
-    return (await unlessAway(searchNearDuplicates(search, checkTenantId(tenantId), phash, options ?? {}))) ?? [];
+    const search = searchNearDuplicates(this.#connection.query, checkTenantId(tenantId), phash, options ?? {});
+    return (await unlessAway(search)) ?? [];
   }
 
   /**
@@ -272,11 +262,11 @@ export class HybridCacheService {
 
   /** What both tiers hold, and what this service's look-ups found since it began or was reset. Always resolves. */
   async getCacheStats(): Promise<CacheStatistics> {
-    const { tiers, pool, counts } = this.#connection;
-    const { redis, postgres } = tiers;
+    const { tiers, query, counts } = this.#connection;
+    const { redis } = tiers;
     return readStatistics({
       redis: redis && { info: () => redis.guard.run('query', () => redis.tier.info()) },
-      postgres: { query: (text) => postgres.guard.run('query', () => pool.query(text)) },
+      postgres: { query: (text) => query({ text }) },
       counts,
     });
   }
@@ -321,51 +311,8 @@ export class HybridCacheService {
   }
 }
 
-let shared: HybridCacheService | undefined;
-
-/** The process's own service, configured by the environment and made at the first call. */
-export function getHybridCacheService(): HybridCacheService {
-  shared ??= new HybridCacheService();
-  return shared;
-}
-
-/** Begins the counts of the process's own service anew. */
-export function resetCacheStats(): void {
-  shared?.resetCacheStats();
-}
-
-/** Closes what `getHybridCacheService` made; the next call makes a new one. */
-export async function closeCacheService(): Promise<void> {
-  const closing = shared;
-  shared = undefined;
-  await closing?.close();
-}
-
 function openConnection(options: HybridCacheOptions) {
   const config: CacheConfig & Partial<Pick<Config, 'logLevel'>> = options.config ?? toConfig(readEnv());
   const logger = options.logger ?? createLogger(config.logLevel ?? 'info', process.stderr);
   return connectCache(config, logger, new Events(options.metrics ?? createMetrics(), logger));
-}
-
-interface Asked {
-  /** Canonical. */
-  readonly url: string;
-  readonly contentHash: string;
-}
-
-function askedOf(url: string, imageBytes: Content): Asked {
-  return { url: canonicalUrl(url), contentHash: hashOf(imageBytes, 'imageBytes') };
-}
-
-function skipped(reason: 'url' | 'content', rawKey: string): SkipAnswer {
-  return { shouldSkip: true, rawKey, reason };
-}
-
-function isKnownByContent(facts: ImageFacts): facts is ImageFacts & { content: NonNullable<ImageFacts['content']> } {
-  return facts.record?.contentHash !== facts.contentHash && facts.content !== null;
-}
-
-function skipAnswer(facts: ImageFacts): SkipAnswer {
-  if (isKnownByContent(facts)) return skipped('content', facts.content.rawKey);
-  return facts.record?.contentHash === facts.contentHash ? skipped('url', facts.record.rawKey) : NOT_SKIPPED;
 }

@@ -1,6 +1,5 @@
 /** Which recorded images have no embedding of a model yet, and no reason why not: what a crash can leave behind. */
-import type { Pool } from 'pg';
-import type { Guard } from './guard.js';
+import type { Query } from './query.js';
 
 export interface Unembedded {
   readonly tenantId: string;
@@ -14,8 +13,9 @@ interface Row extends Unembedded {
 
 const PAGE = 1_000;
 
-// What the library recorded (no job) lies in a store of its user's own. A page of images first, and then which of them lack something: every query is bounded by its work and not by what it
-// finds, however large the table is and however few are missing.
+// A page of images first, and then which of them lack something: every query is bounded by its work and not by what it
+// finds, however large the table is and however few are missing. What the library recorded (no job) lies in a store of
+// its user's own.
 const NEXT = {
   name: 'unembedded',
   text: `with page as materialized (
@@ -39,7 +39,7 @@ const NEXT = {
 
 /** Pages of images recorded at `since` or later, oldest first, until `signal` fires. @throws {TierUnavailableError} */
 export async function* unembeddedSince(
-  { pool, guard }: { pool: Pool; guard: Guard },
+  query: Query,
   model: string,
   since: Date,
   signal?: AbortSignal,
@@ -48,7 +48,7 @@ export async function* unembeddedSince(
   let last = { createdAt: since.toISOString(), tenantId: '', contentHash: '' };
   while (!signal?.aborted) {
     const values = [model, last.createdAt, last.tenantId, last.contentHash];
-    const { rows } = await guard.run('query', () => pool.query<Row>({ ...NEXT, values }));
+    const { rows } = await query<Row>({ ...NEXT, values });
     const missing = rows.filter((row) => row.missing);
     if (missing.length > 0) yield missing.map(({ tenantId, contentHash }) => ({ tenantId, contentHash }));
     const end = rows.at(-1);

@@ -98,12 +98,10 @@ async function sampleRedis({ tiers: { redis } }: CacheConnection, sample: number
   return [...found.values()].slice(0, sample);
 }
 
-async function samplePostgres({ tiers, pool }: CacheConnection, sample: number): Promise<Lookup[]> {
+async function samplePostgres({ query }: CacheConnection, sample: number): Promise<Lookup[]> {
   const found: Lookup[] = [];
   for (const kind of KINDS) {
-    const { rows } = await tiers.postgres.guard.run('query', () =>
-      pool.query<(string | number)[]>({ ...sampling(kind), values: [sample], rowMode: 'array' }),
-    );
+    const { rows } = await query<(string | number)[]>({ ...sampling(kind), values: [sample], rowMode: 'array' });
     found.push(...rows.map(([tenantId, ...parts]) => lookupOf(kind, String(tenantId), parts)));
   }
   return found;

@@ -77,6 +77,24 @@ test('what comes while all operations are under way waits for the next one, toge
   expect(await Promise.all(answers)).toEqual([1, 2, 3, 4, 5, 6].map((item) => [told(item)]));
 });
 
+test('a crowd is shared out among the operations that may be under way, and a few are not', async () => {
+  const asked = batcher({ inFlight: 2, shareFrom: 4 });
+  const few = [1, 2, 3, 4].map((item) => asked.add([item]));
+  await turn();
+  expect(items()).toEqual([[1, 2, 3, 4]]);
+  begun[0]?.answer();
+  await Promise.all(few);
+  const crowd = [1, 2, 3, 4, 5].map((item) => asked.add([item]));
+  await turn();
+  expect(items().slice(1)).toEqual([
+    [1, 2, 3],
+    [4, 5],
+  ]);
+  begun[1]?.answer();
+  begun[2]?.answer();
+  expect(await Promise.all(crowd)).toEqual([1, 2, 3, 4, 5].map((item) => [told(item)]));
+});
+
 test('an operation has so many items at most, and the rest goes along at once where it may', async () => {
   const asked = batcher({ inFlight: 2, most: 3 });
   const answers = Promise.all([1, 2, 3, 4, 5, 6, 7].map((item) => asked.add([item])));

@@ -1,6 +1,6 @@
 /** Forgetting on purpose, through every outage that may come with it. Real servers, real signals, several processes. */
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from 'vitest';
-import type { Answer } from '../../src/cache/hybrid.js';
+import type { Answer } from '../../src/cache/answer.js';
 import { type Entry, entry, type FoundValue } from '../../src/cache/tier.js';
 import { ArgumentError, TierUnavailableError } from '../../src/errors.js';
 import { crawlContents, rejections } from '../../src/kinds/crawl.js';

@@ -1,7 +1,8 @@
 /** Near-duplicate search finds all that brute force finds, and asks the index alone. */
-import type { Pool } from 'pg';
+import type { QueryConfig } from 'pg';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { type NearDuplicate, type SearchOptions, searchNearDuplicates } from '../../src/cache/near-duplicates.js';
+import type { Query } from '../../src/cache/query.js';
 import { entry } from '../../src/cache/tier.js';
 import { ArgumentError } from '../../src/errors.js';
 import { sha256 } from '../../src/kinds/identity.js';
@@ -65,8 +66,8 @@ async function put(tenant: string, phashes: readonly string[], name = 'image'): 
   return entries.map(({ parts }) => parts[0] as string);
 }
 
-function search(tenant: string, phash: string, options: SearchOptions = {}, pool = cache.connection.pool) {
-  return searchNearDuplicates({ pool, guard: cache.connection.tiers.postgres.guard }, tenant, phash, options);
+function search(tenant: string, phash: string, options: SearchOptions = {}, query = cache.connection.query) {
+  return searchNearDuplicates(query, tenant, phash, options);
 }
 
 function bruteForce(hashes: readonly string[], keys: readonly string[], asked: string, most: number): NearDuplicate[] {
@@ -245,12 +246,11 @@ test('the search walks the primary key of the bands, whatever its plan was made 
     "insert into cache_generations (tenant_id, generation) select 'tenant ' || n, n from generate_series(1, 2000) as n";
   await cache.connection.pool.query(generations);
   await cache.connection.pool.query('analyze');
-  let asked: { text: string; values: unknown[] } | undefined;
-  const query = (statement: { text: string; values: unknown[] }) => {
+  let asked: QueryConfig | undefined;
+  const watched: Query = (statement) => {
     asked = statement;
-    return cache.connection.pool.query(statement);
+    return cache.connection.query(statement);
   };
-  const watched = Object.assign(Object.create(cache.connection.pool) as Pool, { query });
   await search(tenant, text(random()), { maxDistance: 7 }, watched);
   const client = await cache.connection.pool.connect();
   try {

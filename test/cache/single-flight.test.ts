@@ -1,7 +1,7 @@
 /** What is asked at once costs once, as counted on the wire; and nobody is given what was asked for before they wrote. */
 import type { Redis } from 'ioredis';
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
-import type { Answer } from '../../src/cache/hybrid.js';
+import type { Answer } from '../../src/cache/answer.js';
 import { type Entry, entry, type Lookup } from '../../src/cache/tier.js';
 import { sha256 } from '../../src/kinds/identity.js';
 import { perceptualHashes } from '../../src/kinds/perceptual-hash.js';

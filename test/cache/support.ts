@@ -29,7 +29,7 @@ export function openCache(config: Config, prefix: string): OpenCache {
     connection,
     service: new HybridCacheService({ connection }),
     records: new CrawlRecords(connection.hybrid),
-    claims: new Claims(connection.pool, connection.tiers.postgres.guard),
+    claims: new Claims(connection.query),
     metrics,
     logs,
     [Symbol.asyncDispose]: () => connection.close(),

@@ -32,9 +32,8 @@ async function record(tenant: string, names: readonly string[]): Promise<void> {
 }
 
 async function pages(since = EVER, model = MODEL): Promise<Unembedded[][]> {
-  const { pool, tiers } = cache.connection;
   const all: Unembedded[][] = [];
-  for await (const page of unembeddedSince({ pool, guard: tiers.postgres.guard }, model, since)) {
+  for await (const page of unembeddedSince(cache.connection.query, model, since)) {
     all.push(page);
     if (all.length > 20) throw new Error('there is no end to it');
   }
@@ -130,7 +129,6 @@ test('without PostgreSQL it says so, and does not answer that there are none', a
   const nowhere = new URL(world.databaseUrl);
   nowhere.pathname = '/no_such_database';
   await using lost = openCache(world.config({ REDIS_URL: 'none', DATABASE_URL: nowhere.href }), world.namespace);
-  const { pool, tiers } = lost.connection;
-  const first = unembeddedSince({ pool, guard: tiers.postgres.guard }, MODEL, EVER).next();
+  const first = unembeddedSince(lost.connection.query, MODEL, EVER).next();
   await expect(first).rejects.toBeInstanceOf(TierUnavailableError);
 });

@@ -259,9 +259,8 @@ describe('cleanup_cache_batch', () => {
 });
 
 describe('cleanup', () => {
-  const source = () => ({ pool: cache.connection.pool, guard: cache.connection.tiers.postgres.guard });
   const deletions = async (days: number, signal?: AbortSignal) => {
-    const tables = await cleanup(source(), days, signal);
+    const tables = await cleanup(cache.connection.query, days, signal);
     return tables.filter(({ deletedCount }) => deletedCount > 0);
   };
 
@@ -269,7 +268,7 @@ describe('cleanup', () => {
     await db.putContents(9_000, { age: '40 days' });
     await db.put('crawl_content', { content_hash: 'young' });
     await db.put('face_embedding', { created_at: daysAgo(9) });
-    const tables = await cleanup(source(), 7);
+    const tables = await cleanup(cache.connection.query, 7);
     expect(tables.map(({ tableName }) => tableName)).toEqual(TABLES);
     expect(tables.filter(({ deletedCount }) => deletedCount > 0)).toEqual([
       { tableName: 'face_embeddings_cache', deletedCount: 1 },
@@ -296,7 +295,7 @@ describe('cleanup', () => {
     'refuses %s days',
     async (days) => {
       await db.put('face_embedding', { created_at: daysAgo(9) });
-      await expect(cleanup(source(), days as number)).rejects.toBeInstanceOf(ArgumentError);
+      await expect(cleanup(cache.connection.query, days as number)).rejects.toBeInstanceOf(ArgumentError);
       expect(await db.left('face_embedding')).toEqual(['c']);
     },
   );
@@ -313,7 +312,6 @@ describe('cleanup', () => {
       db.world.config({ REDIS_URL: 'none', DATABASE_URL: nowhere.href }),
       db.world.namespace,
     );
-    const { pool, tiers } = lost.connection;
-    await expect(cleanup({ pool, guard: tiers.postgres.guard }, 7)).rejects.toBeInstanceOf(TierUnavailableError);
+    await expect(cleanup(lost.connection.query, 7)).rejects.toBeInstanceOf(TierUnavailableError);
   });
 });

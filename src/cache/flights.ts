@@ -1,0 +1,63 @@
+/** Single flight: whoever asks for what is being looked up already waits for the same answer. */
+import type { Answer } from './answer.js';
+import type { Lookup } from './tier.js';
+
+/** Look-ups that were sent off together. */
+interface Flight {
+  lookups: Lookup[];
+  /** Until they have landed. */
+  answers: Promise<Answer[]> | undefined;
+}
+
+interface Place {
+  readonly flight: Flight;
+  readonly index: number;
+}
+
+export class Flights {
+  /** Of each entry that is being looked up: where its answer will be. */
+  readonly #places = new Map<string, Place>();
+
+  constructor(
+    /** Answers in the order of the look-ups. */
+    private readonly ask: (lookups: readonly Lookup[]) => Promise<Answer[]>,
+  ) {}
+
+  /** The answers in the order of the look-ups. */
+  async read(lookups: readonly Lookup[]): Promise<readonly Answer[]> {
+    const own: Flight = { lookups: [], answers: undefined };
+    const places = lookups.map((one) => this.#places.get(one.id) ?? this.#board(own, one));
+    if (own.lookups.length > 0) own.answers = this.#fly(own);
+    // Where all were boarded now, and none twice, the answers are in the order of the look-ups.
+    if (own.answers && own.lookups.length === places.length) return own.answers;
+    return Promise.all(places.map(async ({ flight, index }) => (await flight.answers)?.[index] as Answer));
+  }
+
+  /** Whoever asks from now on must not be told what was asked for before. */
+  end(entries: readonly Lookup[]): void {
+    for (const { id } of entries) this.#places.delete(id);
+  }
+
+  #board(flight: Flight, one: Lookup): Place {
+    const place = { flight, index: flight.lookups.push(one) - 1 };
+    this.#places.set(one.id, place);
+    return place;
+  }
+
+  async #fly(flight: Flight): Promise<Answer[]> {
+    try {
+      return await this.ask(flight.lookups);
+    } finally {
+      this.#land(flight);
+    }
+  }
+
+  #land(flight: Flight): void {
+    for (const { id } of flight.lookups) {
+      if (this.#places.get(id)?.flight === flight) this.#places.delete(id);
+    }
+    // A map that grows and shrinks leaves old tables of itself behind, which would hold on to the values.
+    flight.lookups = [];
+    flight.answers = undefined;
+  }
+}
