@@ -2,6 +2,7 @@
 import { type Command, InvalidArgumentError } from 'commander';
 import type { App } from './app.js';
 import { verify } from './cache/verify.js';
+import { print } from './output.js';
 
 interface Output {
   readonly json?: boolean;
@@ -90,10 +91,4 @@ function rows(prefix: string, figures: object): [string, unknown][] {
     if (Array.isArray(figure)) return [[label, figure.join(', ') || '-']];
     return typeof figure === 'object' && figure !== null ? rows(label, figure) : [[label, figure ?? '-']];
   });
-}
-
-function print(json: boolean | undefined, value: unknown, table: readonly (readonly [string, unknown])[]): void {
-  const width = Math.max(...table.map(([label]) => label.length)) + 2;
-  const lines = table.map(([label, figure]) => `${label.padEnd(width)}${String(figure)}`);
-  process.stdout.write(`${json ? JSON.stringify(value, null, 2) : lines.join('\n')}\n`);
 }

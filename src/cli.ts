@@ -9,18 +9,24 @@ import { type Config, type Env, namesNoServer, readEnv, toConfig } from './confi
 import { isMigrated, migrate } from './db/migrate.js';
 import { demo } from './demo/demo.js';
 import { enqueueList } from './enqueue.js';
-import { ConfigError, reasonOf } from './errors.js';
+import { ArgumentError, ConfigError, reasonOf } from './errors.js';
+import { addFailedCommands } from './failed-commands.js';
 import { Closer, onShutdownSignal } from './lifecycle.js';
 import { findRunningStack, setOwnerAddress, startLocalStack } from './local/stack.js';
+import { createLogger } from './logger.js';
 import { packageVersion } from './package.js';
 import { QUEUE_NAMES, type QueueName } from './queues/contract.js';
 
 const LOCAL = resolve('.local');
+/** The exit code for arguments that are wrong. */
+const MISUSE = 2;
 const say = (line: string) => process.stderr.write(`${line}\n`);
 
 const program = new Command('hybrid-cache')
   .description('Crawls images, finds faces, and remembers every fact in one hybrid Redis + PostgreSQL cache.')
   .version(packageVersion())
+  // A command that was not understood is told from one that failed by its exit code; subcommands inherit both settings.
+  .exitOverride(({ exitCode }) => process.exit(exitCode === 0 ? 0 : MISUSE))
   .showHelpAfterError();
 
 program
@@ -63,7 +69,11 @@ program
     say('The database is up to date.');
   });
 
-addCacheCommands(program, async () => disposable(connect({ ...(await configured()), logLevel: 'warn' })));
+// Standard output is for what was asked for.
+const logger = createLogger('warn', process.stderr);
+const open = async () => disposable(connect(await configured(), { logger }));
+addCacheCommands(program, open);
+addFailedCommands(program, open);
 
 program
   .command('demo')
@@ -87,7 +97,7 @@ program.parseAsync().then(
   () => process.exit(),
   (error: unknown) => {
     say(error instanceof ConfigError ? error.message : `hybrid-cache: ${reasonOf(error)}`);
-    process.exit(1);
+    process.exit(error instanceof InvalidArgumentError || error instanceof ArgumentError ? MISUSE : 1);
   },
 );
 

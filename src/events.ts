@@ -1,5 +1,5 @@
 /** One function per thing that happens: its metric and its log line together. URLs, keys and ids go to the log only. */
-import { RetryableError, type TierName } from './errors.js';
+import { failureReasonOf, type RejectReason, RetryableError, type TierName } from './errors.js';
 import { type Logger, withoutSecrets } from './logger.js';
 import type { EmbeddingStage, KindName, LookupResult, Metrics, RunResult, Stage } from './metrics.js';
 
@@ -18,7 +18,7 @@ interface JobFields {
 
 interface CrawlEnd {
   readonly outcome: 'stored' | 'skipped' | 'rejected';
-  readonly reason?: string;
+  readonly reason?: 'url' | 'content' | RejectReason;
 }
 
 const QUIET_MS = 10_000;
@@ -132,10 +132,15 @@ export class Events {
     this.metrics.jobAttempts.inc({ queue, result });
   }
 
+  /** A job is counted once, when it fails for good: by the words that the queue keeps, as `hybrid-cache failed` reads them. */
   jobFailed(job: JobFields, error: unknown, willRetry: boolean): void {
-    // What the web does to us has a reason and needs no stack.
-    const what = error instanceof RetryableError ? { reason: error.reason, error: error.message } : { err: error };
-    this.log.warn({ ...job, willRetry, ...what }, 'job failed');
+    const reason = failureReasonOf(error instanceof Error ? error.message : String(error));
+    // What the web does to us needs no stack.
+    const what = error instanceof RetryableError ? { error: error.message } : { err: error };
+    this.log.warn({ ...job, willRetry, reason, ...what }, 'job failed');
+    if (willRetry) return;
+    if (job.queue === 'crawl') this.metrics.crawlImages.inc({ outcome: 'failed', reason });
+    if (job.queue === 'embedding') this.metrics.embeddingImages.inc({ outcome: 'failed' });
   }
 
   jobHandedBack(job: JobFields, why: string, delayMs: number): void {

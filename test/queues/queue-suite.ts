@@ -275,7 +275,7 @@ export function queueSuite(backend: 'redis' | 'postgres'): void {
       const { id } = await app.queues.get('crawl').add('anything', data);
       const job = await untilState(app, String(id), 'failed', 'completed', 'delayed');
       expect(job).toMatchObject({ state: 'failed', attempts: 1 });
-      expect(job.error).toMatch(new RegExp(`^invalid payload: ${field}: .`));
+      expect(job.error).toMatch(new RegExp(`^invalid-payload: ${field}: .`));
       expect(runs).toBe(0);
     });
 

@@ -1,0 +1,98 @@
+/** The commands about jobs that failed for good: what failed and why, and running it again. */
+import { type Command, InvalidArgumentError, Option } from 'commander';
+import type { App } from './app.js';
+import { FAILURE_REASONS } from './errors.js';
+import { TENANT_ID } from './kinds/kind.js';
+import { canonicalUrl } from './kinds/url.js';
+import { howFar, print, table } from './output.js';
+import { QUEUE_NAMES } from './queues/contract.js';
+import { type FailedFilter, type FailedJob, type FailedSummary, listFailed, retryFailed } from './queues/failed.js';
+
+/** `open` gives an app that is closed when the command ends. */
+export function addFailedCommands(program: Command, open: () => Promise<App & AsyncDisposable>): void {
+  const failed = program
+    .command('failed')
+    .description('the jobs that failed for good: what they are, running them again');
+
+  filtered(failed.command('list'))
+    .description('count failed jobs by reason and by host, and show the newest')
+    .option('--limit <n>', 'how many jobs to show', count, 20)
+    .option('--json', 'print JSON')
+    .action(async ({ limit, json, ...filter }: FailedFilter & { limit: number; json?: boolean }) => {
+      await using app = await open();
+      const summary = await listFailed(app.queues, filter, limit, howFar);
+      process.stdout.write(`${json ? JSON.stringify(summary, null, 2) : report(summary, filter)}\n`);
+    });
+
+  filtered(failed.command('retry'))
+    .description('run failed jobs again, with all of their attempts; a job whose twin waits or runs is left')
+    .option('--all', 'whatever failed')
+    .option('--json', 'print JSON')
+    .action(async (options: FailedFilter & { all?: boolean; json?: boolean }, command: Command) => {
+      const { all = false, json, ...filter } = options;
+      if (all === Object.keys(filter).length > 0) {
+        command.error(
+          'error: say which jobs: with --queue, --reason, --host or --tenant, or with --all; not with both',
+        );
+      }
+      await using app = await open();
+      const { retried, twins, gone } = await retryFailed(app.queues, filter, howFar);
+      print(json, { retried, twins, gone }, [
+        ['retried', retried],
+        ...(twins > 0 ? [['left: a twin waits or runs', twins] as const] : []),
+        ...(gone > 0 ? [['gone meanwhile', gone] as const] : []),
+      ]);
+    });
+}
+
+function filtered(command: Command): Command {
+  return command
+    .addOption(new Option('--queue <queue>', 'only of this queue').choices(QUEUE_NAMES))
+    .addOption(new Option('--reason <reason>', 'only those that failed for it').choices(FAILURE_REASONS))
+    .option('--host <host>', 'only images of this host, such as example.com or example.com:8080', host)
+    .option('--tenant <id>', 'only of this tenant', tenant);
+}
+
+function count(text: string): number {
+  if (/^\d{1,9}$/.test(text)) return Number(text);
+  throw new InvalidArgumentError('expected a whole number');
+}
+
+/** As the canonical URLs of the jobs spell it. */
+function host(text: string): string {
+  try {
+    const { host, pathname, search } = new URL(canonicalUrl(`http://${text}`));
+    if (`${pathname}${search}` === '/') return host;
+  } catch {
+    // Said below.
+  }
+  throw new InvalidArgumentError('expected a host, such as example.com or example.com:8080');
+}
+
+function tenant(text: string): string {
+  if (TENANT_ID.test(text)) return text;
+  throw new InvalidArgumentError('expected 1 to 100 of letters, digits, ".", "_", "-"');
+}
+
+function report({ failed, reasons, hosts, hostCount, jobs }: FailedSummary, filter: FailedFilter): string {
+  if (failed === 0) return Object.keys(filter).length > 0 ? 'No failed jobs match.' : 'No failed jobs.';
+  const sections = [table(['reason', 'failed'], Object.entries(reasons))];
+  if (hosts.length > 0) {
+    const more = hostCount - hosts.length;
+    const rows = hosts.map((one) => [one.host, one.failed]);
+    sections.push(table(['host', 'failed'], rows) + (more > 0 ? `\nand ${more} more` : ''));
+  }
+  if (jobs.length > 0) {
+    const heads = ['failed at', 'queue', 'reason', 'attempts', 'tenant', 'job', 'image, or what is wrong'];
+    const more = failed - jobs.length;
+    sections.push(table(heads, jobs.map(row)) + (more > 0 ? `\nand ${more} older` : ''));
+  }
+  return sections.join('\n\n');
+}
+
+function row(job: FailedJob): (string | number)[] {
+  const at = job.failedAt.toISOString().replace(/\.\d+Z$/, 'Z');
+  // Without an image the payload is at fault, and the error says how.
+  const image = job.contentHash ?? (job.host === null ? job.error : `${job.host}${job.path}`);
+  return [at, job.queue, job.reason, job.attempts, job.tenantId ?? '-', job.id, image];
+}
