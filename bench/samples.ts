@@ -43,6 +43,8 @@ export function recordOf(contentHash: string): CrawlUrl {
     thumbnailKey: null,
     sourceUrl: 'https://example.com/gallery?page=12',
     jobId: null,
+    etag: null,
+    lastModified: null,
     fetchedAt: 1_793_000_000_123,
   };
 }

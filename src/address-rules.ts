@@ -52,10 +52,17 @@ function toRule(subject = '', bits?: string, portText?: string, kind?: 'ipv6'): 
   if (address) {
     const widest = address.kind() === 'ipv4' ? 32 : 128;
     const length = bits === undefined ? widest : Number(bits);
-    return length > widest || (kind ?? address.kind()) !== address.kind() ? null : { network: [address, length], port };
+    if (length > widest || (kind ?? address.kind()) !== address.kind()) return null;
+    return { network: unmapped(address, length), port };
   }
   const host = bits === undefined && kind === undefined ? hostName(subject) : null;
   return host === null ? null : { host, port };
+}
+
+/** `::ffff:10.0.0.0/104` is 10.0.0.0/8, spelled for a socket of the other family: IPv4 is what will be connected to. */
+function unmapped(address: Address, length: number): Network {
+  const mapped = address instanceof ipaddr.IPv6 && address.isIPv4MappedAddress() && length >= 96;
+  return mapped ? [address.toIPv4Address(), length - 96] : [address, length];
 }
 
 /** The name as a canonical URL spells it; `null` for no name, or for an odd spelling of an address. */

@@ -58,7 +58,8 @@ export function connect(config: Config, overrides: Overrides = {}): App {
   const models = overrides.engine?.models ?? BUILT_IN_MODELS;
   const cache = new HybridCacheService({ connection, models });
   const { queueNamespace: namespace, retryBaseMs } = overrides;
-  const backend = createQueueBackend(config, events, { namespace, retryBaseMs });
+  const backend = createQueueBackend(config, log, events, { namespace, retryBaseMs });
+  closer.add('queue state', backend.state, (state) => state.close());
   const queues = closer.add('queues', new Queues(backend), (all) => all.close());
   return {
     config,

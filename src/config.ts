@@ -34,7 +34,15 @@ export interface Config {
     readonly timeoutMs: number;
     readonly allow: readonly AddressRule[];
     readonly deny: readonly AddressRule[];
+    /** Our product token, which robots.txt names; `null` passes over such rules. */
+    readonly crawler: string | null;
     readonly userAgent: string;
+    /** Requests to one host at once, over all processes. */
+    readonly hostConcurrency: number;
+    /** Milliseconds from one request to a host to the next. */
+    readonly hostGapMs: number;
+    /** A known URL is asked again after this many milliseconds; `null` never. */
+    readonly revalidateAfterMs: number | null;
   };
   readonly images: { readonly maxPixels: number };
   /** Lifetimes in Redis, in seconds. */
@@ -174,6 +182,10 @@ const VARIABLES = {
   CLEANUP_DAYS: { ...integer(0, 1), fallback: null } as Variable<number | null>,
   FETCH_MAX_BYTES: integer(20 * 1024 * 1024, 1, 1024 ** 3),
   FETCH_TIMEOUT_MS: integer(30_000, 1, 3_600_000),
+  FETCH_HOST_CONCURRENCY: integer(4, 1, 1_000),
+  FETCH_HOST_GAP_MS: integer(250, 0, 3_600_000),
+  FETCH_ROBOTS: choice<'honour' | 'ignore'>('honour', ['honour', 'ignore']),
+  CRAWL_REVALIDATE_AFTER: { ...integer(0, 1), fallback: null } as Variable<number | null>,
   FETCH_ALLOW: addressRules,
   FETCH_DENY: addressRules,
   USER_AGENT_CONTACT: contact,
@@ -238,7 +250,11 @@ export function toConfig(env: Env): Config {
       timeoutMs: values.FETCH_TIMEOUT_MS,
       allow: values.FETCH_ALLOW,
       deny: values.FETCH_DENY,
+      crawler: values.FETCH_ROBOTS === 'honour' ? PRODUCT : null,
       userAgent: userAgent(values.USER_AGENT_CONTACT),
+      hostConcurrency: values.FETCH_HOST_CONCURRENCY,
+      hostGapMs: values.FETCH_HOST_GAP_MS,
+      revalidateAfterMs: values.CRAWL_REVALIDATE_AFTER === null ? null : values.CRAWL_REVALIDATE_AFTER * 1_000,
     },
     images: { maxPixels: values.IMAGE_MAX_PIXELS },
     ttl: {
@@ -283,8 +299,11 @@ function toPostgres(values: Values): PostgresConfig {
   };
 }
 
+/** How we are called in robots.txt. */
+const PRODUCT = 'hybrid-cache-service';
+
 function userAgent(contact: string): string {
-  return `hybrid-cache-service/${packageVersion()}${contact ? ` (+${contact})` : ''}`;
+  return `${PRODUCT}/${packageVersion()}${contact ? ` (+${contact})` : ''}`;
 }
 
 function isLoopback(host: string): boolean {

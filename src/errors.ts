@@ -3,7 +3,7 @@
  * only translator from these classes to the queue's verbs.
  */
 
-/** Lasting facts about an image or a URL. Also the label values of `crawl_images_total{reason}`. */
+/** Lasting facts about an image or a URL. Also the label values of `crawl_images_total{outcome="rejected",reason}`. */
 const REJECT_REASONS = [
   'not-an-image',
   'corrupt',
@@ -30,6 +30,18 @@ const RETRY_REASONS = [
   'internal',
 ] as const;
 export type RetryReason = (typeof RETRY_REASONS)[number];
+
+/** Why a job is in the failed set. Also the label values of `crawl_images_total{outcome="failed",reason}`. */
+export const FAILURE_REASONS = [...RETRY_REASONS, 'invalid-payload', 'poison'] as const;
+export type FailureReason = (typeof FAILURE_REASONS)[number];
+
+/**
+ * The reason of a job that failed with these words, which is all that the queue keeps: our own errors begin with
+ * `<reason>: `. Whatever begins otherwise nobody foresaw, and is `internal`.
+ */
+export function failureReasonOf(failedReason: string): FailureReason {
+  return FAILURE_REASONS.find((reason) => failedReason.startsWith(`${reason}: `)) ?? 'internal';
+}
 
 /** The two places where facts are kept. */
 const TIERS = ['redis', 'postgres'] as const;
@@ -85,13 +97,16 @@ export class RetryableError extends Error {
   override readonly name = 'RetryableError';
   /** The origin's own wish (`Retry-After`), in milliseconds; `undefined` leaves the choice to the backoff. */
   readonly retryAfterMs: number | undefined;
+  /** No further attempt of this job: it is known how it would end. */
+  readonly isFinal: boolean;
   constructor(
     readonly reason: RetryReason,
     detail: string,
-    options?: ErrorOptions & { retryAfterMs?: number | undefined },
+    options?: ErrorOptions & { retryAfterMs?: number | undefined; isFinal?: boolean },
   ) {
     super(`${reason}: ${detail}`, options);
     this.retryAfterMs = options?.retryAfterMs;
+    this.isFinal = options?.isFinal ?? false;
   }
 }
 
@@ -101,6 +116,8 @@ export class DeferredError extends Error {
   constructor(
     readonly delayMs: number,
     why: string,
+    /** To be called once the job waits in its queue. */
+    readonly settled: () => Promise<void> = async () => undefined,
   ) {
     super(why);
   }

@@ -13,6 +13,7 @@ export const KIND_NAMES = [
   'crawl_url',
   'crawl_content',
   'rejection',
+  'robots',
 ] as const;
 export type KindName = (typeof KIND_NAMES)[number];
 

@@ -1,18 +1,22 @@
 /** The crawl job: one URL in; raw bytes, thumbnail, perceptual hash and a record out, once per tenant. */
 import { performance } from 'node:perf_hooks';
 import type { Claims } from '../src/cache/claims.js';
-import type { CrawlRecords, UrlFacts } from '../src/cache/crawl-records.js';
+import type { CrawlRecords, NewImage, UrlFacts } from '../src/cache/crawl-records.js';
 import type { NearDuplicate, SearchOptions } from '../src/cache/near-duplicates.js';
-import type { Fetched, Fetcher } from '../src/crawl/fetch.js';
+import type { Fetched, Fetcher, Validators } from '../src/crawl/fetch.js';
 import { DeferredError, RetryableError } from '../src/errors.js';
 import type { Events } from '../src/events.js';
 import { type ProcessedImage, processImage } from '../src/images/image.js';
-import type { CrawlContent } from '../src/kinds/crawl.js';
+import type { CrawlContent, CrawlUrl, RefusalReason, Rejection } from '../src/kinds/crawl.js';
 import { sha256 } from '../src/kinds/identity.js';
 import type { Stage } from '../src/metrics.js';
 import type { CrawlPayload } from '../src/queues/crawl.js';
 import { type ObjectStore, rawKey, thumbnailKey } from '../src/storage/object-store.js';
+import type { Politeness } from './politeness.js';
 import { inStage, orRejected, type Rejected, type Run } from './run.js';
+
+/** Characters of an `ETag` or `Last-Modified` that are kept. */
+const MAX_VALIDATOR_LENGTH = 1_000;
 
 export type CrawlOutcome =
   | {
@@ -35,10 +39,13 @@ export type CrawlOutcome =
 export interface CrawlTools {
   readonly records: CrawlRecords;
   readonly claims: Claims;
-  readonly fetcher: Pick<Fetcher, 'fetch'>;
+  readonly fetcher: Pick<Fetcher, 'fetch' | 'fetchUnless'>;
+  readonly politeness: Politeness;
   readonly objects: ObjectStore;
   readonly events: Events;
   readonly maxPixels: number;
+  /** Known URLs are asked again after this many milliseconds; `null` never. */
+  readonly revalidateAfterMs: number | null;
   /** How long a claim outlives a job that died, in milliseconds: longer than any run of a job. */
   readonly leaseMs: number;
   nearDuplicates(tenantId: string, phash: string, options: SearchOptions): Promise<NearDuplicate[]>;
@@ -51,25 +58,39 @@ interface Step extends CrawlTools, Run {
 
 export async function crawl(job: CrawlPayload, run: Run, tools: CrawlTools): Promise<CrawlOutcome> {
   const step: Step = { ...tools, ...run, job };
-  const outcome = await orRejected(
-    () => crawlUrl(step),
-    (refusal) => step.records.reject(job.tenantId, { url: job.url }, { ...refusal, jobId: run.jobId }),
-  );
+  const remember = (refusal: { reason: RefusalReason; detail: string }) =>
+    step.records.reject(job.tenantId, { url: job.url }, { ...refusal, jobId: run.jobId });
+  const outcome = await orRejected(() => crawlUrl(step), remember).catch(async (error: unknown) => {
+    // A name that could not be resolved five times over is not asked for again by the next crawl, some minutes later.
+    const unresolved = error instanceof RetryableError && error.reason === 'dns' && !error.isFinal && run.isLast;
+    if (unresolved) await remember({ reason: 'dns', detail: error.message });
+    throw error;
+  });
   const fields = { queue: 'crawl', jobId: run.id, tenantId: job.tenantId };
   tools.events.crawled(fields, job.url, outcome);
   return outcome;
 }
 
 async function crawlUrl(step: Step): Promise<CrawlOutcome> {
-  const known = await knownUrl(step);
-  if (known) return known;
+  const { outcome } = await knownUrl(step);
+  if (outcome) return withoutVisit(step, outcome);
   return claimed(step, `url:${sha256(step.job.url)}`, async () => {
-    const knownByNow = (await knownUrl(step)) ?? (await fetchedBefore(step));
-    if (knownByNow) return knownByNow;
-    const fetched = await fetchImage(step);
+    const { outcome: byNow, stale } = await knownUrl(step);
+    const known = byNow ?? (await fetchedBefore(step));
+    if (known) return withoutVisit(step, known);
+    const fetched = await fetchImage(step, stale);
+    if (!fetched) return unchanged(step, stale as Stale);
     const contentHash = sha256(fetched.bytes);
-    return (await knownContent(step, contentHash)) ?? crawlContent(step, fetched, contentHash);
+    const validators = validatorsOf(step, fetched);
+    return (await knownContent(step, contentHash, validators)) ?? crawlContent(step, fetched, contentHash, validators);
   });
+}
+
+/** An earlier run may have booked a visit that nobody needs any more. */
+async function withoutVisit(step: Step, outcome: CrawlOutcome): Promise<CrawlOutcome> {
+  const booked = trailOf(step).at(-1);
+  if (booked) await step.politeness.forget(step.id, booked).catch(() => undefined);
+  return outcome;
 }
 
 /**
@@ -77,36 +98,65 @@ async function crawlUrl(step: Step): Promise<CrawlOutcome> {
  * still at it, this one waits on, and does not ask the origin a second time.
  */
 async function fetchedBefore(step: Step): Promise<CrawlOutcome | null> {
-  const { contentHash } = step.remembered;
+  const { contentHash, etag, lastModified } = step.remembered as Partial<Validators> & { contentHash?: unknown };
   if (typeof contentHash !== 'string') return null;
-  return claimed(step, `content:${contentHash}`, () => knownContent(step, contentHash));
+  const validators = { etag: etag ?? null, lastModified: lastModified ?? null };
+  return claimed(step, `content:${contentHash}`, () => knownContent(step, contentHash, validators));
 }
 
-async function crawlContent(step: Step, fetched: Fetched, contentHash: string): Promise<CrawlOutcome> {
+async function crawlContent(
+  step: Step,
+  fetched: Fetched,
+  contentHash: string,
+  validators: Validators,
+): Promise<CrawlOutcome> {
   const work = async () => {
-    const knownByNow = await knownContent(step, contentHash);
+    const knownByNow = await knownContent(step, contentHash, validators);
     if (knownByNow) return knownByNow;
     const image = await timed(step, 'process', () => processImage(fetched.bytes, { maxPixels: step.maxPixels }));
     const content = await storeObjects(step, fetched, contentHash, image);
-    return record(step, contentHash, content, image.phash);
+    return record(step, { contentHash, content, validators, phash: image.phash });
   };
   try {
     return await claimed(step, `content:${contentHash}`, work);
   } catch (error) {
     // The origin was asked once; who waits for a twin need not ask again.
-    if (error instanceof DeferredError) await step.remember({ contentHash });
+    if (error instanceof DeferredError) await step.remember({ contentHash, ...validators });
     throw error;
   }
 }
 
-async function knownUrl(step: Step): Promise<CrawlOutcome | null> {
+/** What the URL served, and the image behind it: known for so long that the origin is asked whether it is the same. */
+interface Stale {
+  readonly record: CrawlUrl;
+  readonly content: CrawlContent;
+}
+
+async function knownUrl(step: Step): Promise<{ outcome: CrawlOutcome | null; stale: Stale | null }> {
   const { job, records } = step;
-  if (job.force) return ownRecord(step, await records.urlFacts(job.tenantId, job.url));
   const facts = await timed(step, 'lookup', () => records.urlFacts(job.tenantId, job.url));
-  if (facts.rejection) return { outcome: 'rejected', reason: facts.rejection.reason, detail: facts.rejection.detail };
+  if (facts.rejection && !job.force) return { outcome: refused(facts.rejection), stale: null };
   const own = await ownRecord(step, facts);
-  if (own || !facts.record) return own;
-  const { contentHash, rawKey } = facts.record;
+  if (own || !facts.record || job.force) return { outcome: own, stale: null };
+  const { contentHash, rawKey, fetchedAt } = facts.record;
+  if (step.revalidateAfterMs === null || Date.now() - fetchedAt < step.revalidateAfterMs) {
+    return { outcome: { outcome: 'skipped', reason: 'url', contentHash, rawKey }, stale: null };
+  }
+  const content = await records.content(job.tenantId, contentHash);
+  return { outcome: null, stale: content && { record: facts.record, content } };
+}
+
+/** @throws {RetryableError} where it was a failure that is remembered for a while, and no refusal */
+function refused({ reason, detail }: Rejection): CrawlOutcome {
+  if (reason === 'dns') throw new RetryableError('dns', `${detail} (within the last hour)`, { isFinal: true });
+  return { outcome: 'rejected', reason, detail };
+}
+
+/** The origin says that the bytes are those of before. */
+async function unchanged(step: Step, { record: known, content }: Stale): Promise<CrawlOutcome> {
+  const { contentHash, rawKey, sourceUrl, jobId, etag, lastModified } = known;
+  const image = { url: step.job.url, sourceUrl, contentHash, content, validators: { etag, lastModified } };
+  await timed(step, 'record', () => step.records.storeUrl(step.job.tenantId, image, jobId));
   return { outcome: 'skipped', reason: 'url', contentHash, rawKey };
 }
 
@@ -118,20 +168,51 @@ async function ownRecord(step: Step, { record }: UrlFacts): Promise<CrawlOutcome
   return { outcome: 'skipped', reason: 'content', contentHash: record.contentHash, rawKey: record.rawKey };
 }
 
-async function fetchImage(step: Step): Promise<Fetched> {
+/** `null` where the origin says that what is known is still the same. */
+async function fetchImage(step: Step, stale: Stale | null): Promise<Fetched | null> {
+  const { fetcher, politeness, job, signal } = step;
+  const visitor = { tenantId: job.tenantId, jobId: step.id, signal };
+  const trail = trailOf(step);
+  const options = {
+    signal,
+    trail,
+    crawler: politeness.crawler,
+    admit: (url: string) => politeness.admit(visitor, url),
+  };
   return timed(step, 'fetch', async () => {
     const started = performance.now();
-    const fetched = await step.fetcher.fetch(step.job.url, { signal: step.signal });
-    step.events.fetched((performance.now() - started) / 1000, fetched.bytes.length);
-    return fetched;
+    try {
+      const fetched = await (stale
+        ? fetcher.fetchUnless(stale.record, job.url, options)
+        : fetcher.fetch(job.url, options));
+      if (fetched) step.events.fetched((performance.now() - started) / 1000, fetched.bytes.length);
+      return fetched;
+    } catch (error) {
+      // Who is put off goes on where he was; who failed begins anew.
+      if (error instanceof DeferredError) await step.remember({ trail });
+      else if (step.remembered.trail) await step.remember({ trail: [] });
+      throw error;
+    }
   });
 }
 
-async function knownContent(step: Step, contentHash: string): Promise<CrawlOutcome | null> {
+/** The URLs that an earlier run of the job asked, and the one that it was put off at. */
+function trailOf({ remembered: { trail } }: Step): string[] {
+  return Array.isArray(trail) ? [...trail] : [];
+}
+
+/** Of the URL itself: what it redirects to has its own. What is too long to be kept is not needed. */
+function validatorsOf({ job }: Step, { finalUrl, etag, lastModified }: Fetched): Validators {
+  if (finalUrl !== job.url) return { etag: null, lastModified: null };
+  const short = (text: string | null) => (text !== null && text.length <= MAX_VALIDATOR_LENGTH ? text : null);
+  return { etag: short(etag), lastModified: short(lastModified) };
+}
+
+async function knownContent(step: Step, contentHash: string, validators: Validators): Promise<CrawlOutcome | null> {
   const { job, records, jobId } = step;
   const content = await timed(step, 'lookup', () => records.content(job.tenantId, contentHash));
   if (!content) return null;
-  const image = { url: job.url, sourceUrl: job.sourceUrl ?? null, contentHash, content };
+  const image = { url: job.url, sourceUrl: job.sourceUrl ?? null, contentHash, content, validators };
   await timed(step, 'record', () => records.storeUrl(job.tenantId, image, jobId));
   if (content.jobId === jobId) return stored(step, contentHash, content);
   return { outcome: 'skipped', reason: 'content', contentHash, rawKey: content.rawKey };
@@ -166,9 +247,13 @@ async function storeObjects(
   };
 }
 
-async function record(step: Step, contentHash: string, content: CrawlContent, phash: string): Promise<CrawlOutcome> {
+async function record(
+  step: Step,
+  found: Pick<NewImage, 'contentHash' | 'content' | 'validators'> & { phash: string },
+): Promise<CrawlOutcome> {
   const { job, records, jobId } = step;
-  const image = { url: job.url, sourceUrl: job.sourceUrl ?? null, contentHash, content, phash };
+  const { contentHash, phash } = found;
+  const image = { url: job.url, sourceUrl: job.sourceUrl ?? null, ...found };
   const standing = await timed(step, 'record', () => records.store(job.tenantId, image));
   if (standing.jobId === jobId) return stored(step, contentHash, standing, phash);
   return { outcome: 'skipped', reason: 'content', contentHash, rawKey: standing.rawKey };

@@ -2,17 +2,24 @@
  * Around every processor: check the payload, time the run, report the outcome, and translate an error into the queue's
  * verb. The only place that knows both our errors and BullMQ's.
  *
- *     payload is malformed          fails at once, unretried, naming the field
+ *     payload is malformed          fails at once, unretried, as `invalid-payload`, naming the field
  *     DeferredError                 delayed, no attempt spent
  *     Tier-, QueueUnavailableError  delayed, no attempt spent: an outage of ours fails no job
  *     shutdown while it ran         delayed, no attempt spent
- *     anything else                 an attempt is spent; retried with backoff; failed when none is left
+ *     anything else                 an attempt is spent; retried with backoff; failed when none is left, with the
+ *                                   error's own words: `failureReasonOf` reads their class
  *
  * `RejectedError` is not here: it is an outcome, and the jobs themselves make it one.
  */
 import { performance } from 'node:perf_hooks';
 import { DelayedError, type Job, type Processor, UnrecoverableError } from 'bullmq';
-import { DeferredError, RejectedError, type RejectReason, TierUnavailableError } from '../src/errors.js';
+import {
+  DeferredError,
+  RejectedError,
+  type RejectReason,
+  RetryableError,
+  TierUnavailableError,
+} from '../src/errors.js';
 import type { Events } from '../src/events.js';
 import { BACKOFF, firstProblem, type QueueContract } from '../src/queues/contract.js';
 import { QueueUnavailableError } from '../src/queues/index.js';
@@ -23,10 +30,12 @@ export interface Run {
   readonly id: string;
   /** Identity of the job, the same for all its attempts and never another job's: for records and claims. */
   readonly jobId: string;
-  /** What `remember` kept, from an earlier run of this job; empty in the first. */
+  /** What `remember` kept, in this run of the job or an earlier one; empty in the first. */
   readonly remembered: Readonly<Record<string, unknown>>;
-  /** Keeps something for the job's next run, where this one has to be put off. */
+  /** Keeps something for the job's next run, beside what is kept already. */
   remember(fact: Readonly<Record<string, unknown>>): Promise<void>;
+  /** Whether a failure of this run is the job's end. */
+  readonly isLast: boolean;
   /** Fires when the work should stop: the process shuts down, or the job was cancelled or lost its lock. */
   readonly signal: AbortSignal;
 }
@@ -95,14 +104,26 @@ export function processorOf<Payload, Outcome extends { outcome: string }>(
       if (delayMs !== null) {
         events.jobRan(contract.name, 'none', error instanceof DeferredError ? 'deferred' : 'handed_back', seconds());
         events.jobHandedBack(fieldsOf(job), String(error), delayMs);
-        return handBack(job, token, delayMs);
+        await handBack(job, token, delayMs);
+        if (error instanceof DeferredError) await error.settled().catch(() => undefined);
+        throw new DelayedError();
       }
-      const willRetry = !(error instanceof UnrecoverableError) && job.attemptsMade + 1 < (job.opts.attempts ?? 1);
+      const willRetry = cancelled?.aborted || retries(job, error);
       events.jobRan(contract.name, 'none', willRetry ? 'retried' : 'failed', seconds());
       events.jobFailed(fieldsOf(job), error, willRetry);
-      throw error;
+      throw isFinal(error) ? new UnrecoverableError((error as Error).message) : error;
     }
   };
+}
+
+/** Whether the queue will run the job again. Not asked of a run that was cancelled: another worker has its job by now. */
+function retries(job: Job, error: unknown): boolean {
+  return !isFinal(error) && job.attemptsMade + 1 < (job.opts.attempts ?? 1);
+}
+
+/** Whether no further attempt would help. */
+function isFinal(error: unknown): boolean {
+  return error instanceof UnrecoverableError || (error instanceof RetryableError && error.isFinal);
 }
 
 function fieldsOf(job: Job): { queue: string; jobId: string; tenantId: string } {
@@ -111,14 +132,18 @@ function fieldsOf(job: Job): { queue: string; jobId: string; tenantId: string } 
 
 function runOf(job: Job, signal: AbortSignal): Run {
   const { progress } = job;
+  const remembered = typeof progress === 'object' ? { ...(progress as Record<string, unknown>) } : {};
   return {
     id: String(job.id),
     jobId: identityOf(job),
-    remembered: typeof progress === 'object' ? (progress as Record<string, unknown>) : {},
-    remember: (fact) =>
-      job.updateProgress({ ...fact }).catch((cause: unknown) => {
+    isLast: job.attemptsMade + 1 >= (job.opts.attempts ?? 1),
+    remembered,
+    remember: (fact) => {
+      Object.assign(remembered, fact);
+      return job.updateProgress(remembered).catch((cause: unknown) => {
         throw new QueueUnavailableError({ cause });
-      }),
+      });
+    },
     signal,
   };
 }
@@ -132,7 +157,7 @@ function checked<Payload>(contract: QueueContract<Payload>, job: Job): Payload {
   const parsed = contract.payload.safeParse(job.data);
   if (parsed.success) return parsed.data;
   const { field, expectation } = firstProblem(parsed.error);
-  throw new UnrecoverableError(`invalid payload: ${field}: ${expectation}`);
+  throw new UnrecoverableError(`invalid-payload: ${field}: ${expectation}`);
 }
 
 /** A job of another client that says nothing about retries gets the queue's own policy. */
@@ -148,8 +173,7 @@ function handBackDelay(error: unknown, shutdown: AbortSignal): number | null {
   return null;
 }
 
-async function handBack(job: Job, token: string | undefined, delayMs: number): Promise<never> {
+async function handBack(job: Job, token: string | undefined, delayMs: number): Promise<void> {
   // Where the queue's store is away too, the job stays with a lock that ends: it runs again then, as after a crash.
   await job.moveToDelayed(Date.now() + delayMs, token).catch(() => undefined);
-  throw new DelayedError();
 }

@@ -10,13 +10,17 @@ import { Closer, within } from '../src/lifecycle.js';
 import type { QueueName } from '../src/queues/contract.js';
 import { crawlQueue } from '../src/queues/crawl.js';
 import { embeddingQueue } from '../src/queues/embedding.js';
+import { HostSchedule } from '../src/queues/host-schedule.js';
 import { type CrawlTools, crawl } from './crawl.js';
 import { type EmbeddingTools, embed } from './embedding.js';
+import { Politeness } from './politeness.js';
 import { processorOf } from './run.js';
 import { startSweep } from './sweep.js';
 
 /** Beyond the fetch's own deadline: decoding, storing and recording one image. */
 const LEASE_BEYOND_FETCH_MS = 60_000;
+/** A request that was given up on is closed by then. */
+const LEASE_BEYOND_REQUEST_MS = 5_000;
 /** An embedding of one image on a busy machine. */
 const EMBEDDING_LEASE_MS = 120_000;
 /** How long jobs get to hand themselves back once they are told to stop. */
@@ -49,14 +53,25 @@ export function startWorkers(app: App, names: readonly QueueName[]): Workers {
 function crawlWorker(app: App, closer: Closer, shutdown: AbortSignal): Worker {
   const { config, connection, events } = app;
   const policy = new AddressPolicy({ allow: config.fetch.allow, deny: config.fetch.deny });
-  const { maxBytes, timeoutMs, userAgent } = config.fetch;
+  const { maxBytes, timeoutMs, userAgent, hostConcurrency, hostGapMs, crawler } = config.fetch;
   const fetcher = closer.add('fetcher', new Fetcher({ maxBytes, timeoutMs, userAgent, policy }), (one) => one.close());
+  const schedule = new HostSchedule(app.backend.state, app.queues.get('crawl'));
+  const leaseMs = timeoutMs + LEASE_BEYOND_REQUEST_MS;
+  const politeness = new Politeness(schedule, connection.hybrid, fetcher, {
+    hostConcurrency,
+    hostGapMs,
+    leaseMs,
+    coolMs: app.backend.retryBaseMs,
+    crawler,
+  });
   const tools: CrawlTools = {
     records: app.records,
     claims: app.claims,
     objects: app.objects,
     events,
     fetcher,
+    politeness,
+    revalidateAfterMs: config.fetch.revalidateAfterMs,
     maxPixels: config.images.maxPixels,
     leaseMs: timeoutMs + LEASE_BEYOND_FETCH_MS,
     nearDuplicates: (tenantId, phash, options) => searchNearDuplicates(connection.query, tenantId, phash, options),

@@ -9,6 +9,7 @@ import {
   crawlContents,
   crawlUrls,
   REJECTION_LIFETIME,
+  type RefusalReason,
   type Rejection,
   rejections,
 } from '../kinds/crawl.js';
@@ -40,9 +41,16 @@ export interface NewImage {
   readonly sourceUrl: string | null;
   readonly contentHash: string;
   readonly content: CrawlContent;
+  readonly validators: Pick<CrawlUrl, 'etag' | 'lastModified'>;
   /** `null` where the caller computes none. */
   readonly phash: string | null;
 }
+
+/** Only a URL has a name that may not resolve. */
+type ContentRejection = Rejection & { readonly reason: RejectReason };
+
+/** Of bytes that were fetched by somebody else. */
+export const UNKNOWN_VERSION = { etag: null, lastModified: null };
 
 export class CrawlRecords {
   constructor(private readonly hybrid: HybridCache) {}
@@ -104,9 +112,9 @@ export class CrawlRecords {
   }
 
   /** A refusal of the content itself, remembered when its embedding failed for good. */
-  async contentRejection(tenantId: string, contentHash: string): Promise<Rejection | null> {
+  async contentRejection(tenantId: string, contentHash: string): Promise<ContentRejection | null> {
     const rejection = known(await this.hybrid.read(tenantId, rejections, contentHash));
-    return rejection && rejection.expiresAt > Date.now() ? rejection : null;
+    return rejection && rejection.expiresAt > Date.now() ? (rejection as ContentRejection) : null;
   }
 
   /**
@@ -132,7 +140,9 @@ export class CrawlRecords {
     images: readonly { url: string; contentHash: string; content: CrawlContent }[],
   ): Promise<void> {
     const now = { jobId: null, storedAt: Date.now() };
-    const entries = images.flatMap((image) => urlOfKnown(tenantId, { ...image, sourceUrl: null }, now));
+    const entries = images.flatMap((image) =>
+      urlOfKnown(tenantId, { ...image, sourceUrl: null, validators: UNKNOWN_VERSION }, now),
+    );
     if (entries.length > 0) await this.#write(entries);
   }
 
@@ -140,7 +150,7 @@ export class CrawlRecords {
   async reject(
     tenantId: string,
     subject: { url: string } | { contentHash: string },
-    refusal: { reason: RejectReason; detail: string; jobId: string | null },
+    refusal: { reason: RefusalReason; detail: string; jobId: string | null },
   ): Promise<void> {
     const now = Date.now();
     const rejection = { ...refusal, rejectedAt: now, expiresAt: now + REJECTION_LIFETIME[refusal.reason] };
@@ -156,9 +166,10 @@ export class CrawlRecords {
 }
 
 function urlEntry(tenantId: string, image: Omit<NewImage, 'phash'>, content: CrawlContent): Entry {
-  const { url, sourceUrl, contentHash } = image;
+  const { url, sourceUrl, contentHash, validators } = image;
   const { rawKey, thumbnailKey, jobId, storedAt } = content;
-  const record = { url, contentHash, rawKey, thumbnailKey, sourceUrl, jobId, fetchedAt: storedAt };
+  const { etag, lastModified } = validators;
+  const record = { url, contentHash, rawKey, thumbnailKey, sourceUrl, jobId, etag, lastModified, fetchedAt: storedAt };
   return entry(tenantId, crawlUrls, sha256(url), record);
 }
 

@@ -1,8 +1,8 @@
 /** A connection to Redis that opens at its first use, fails fast, and knows which run of the server it talks to. */
-import { createHash } from 'node:crypto';
 import { Redis } from 'ioredis';
 import type { Logger } from '../logger.js';
 import { factsOf, type RedisFacts } from '../redis-info.js';
+import { isReply } from '../redis-script.js';
 import { runToken } from './envelope.js';
 import { isOurs } from './tier.js';
 
@@ -82,32 +82,6 @@ export class RedisConnection {
 
   #lost(): Error {
     return this.#trouble ?? new Error('the connection was lost');
-  }
-}
-
-export function isReply(error: unknown): error is Error {
-  return error instanceof Error && error.name === 'ReplyError';
-}
-
-const digests = new Map<string, string>();
-
-/** By its digest, which Redis knows unless it was restarted. */
-export async function evaluate(
-  redis: Redis,
-  script: string,
-  keys: readonly string[],
-  args: readonly (string | number | Buffer)[],
-) {
-  let digest = digests.get(script);
-  if (!digest) {
-    digest = createHash('sha1').update(script).digest('hex');
-    digests.set(script, digest);
-  }
-  try {
-    return await redis.evalsha(digest, keys.length, ...keys, ...args);
-  } catch (error) {
-    if (!isReply(error) || !error.message.startsWith('NOSCRIPT')) throw error;
-    return redis.eval(script, keys.length, ...keys, ...args);
   }
 }
 

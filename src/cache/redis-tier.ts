@@ -4,9 +4,10 @@ import type { Config } from '../config.js';
 import type { Logger } from '../logger.js';
 import { KIND_NAMES } from '../metrics.js';
 import { factsOf, type RedisFacts } from '../redis-info.js';
+import { evaluate, isReply } from '../redis-script.js';
 import { head, open, seal, stampOf, TOMBSTONE, UNJOURNALED } from './envelope.js';
 import { MemoryBudget } from './memory-budget.js';
-import { evaluate, isReply, RedisConnection, type RedisServer } from './redis-connection.js';
+import { RedisConnection, type RedisServer } from './redis-connection.js';
 import { DROP, FORGET, NEXT_VERSIONS, RAISE, WRITE } from './redis-scripts.js';
 import {
   ABSENT,

@@ -19,7 +19,7 @@ import { createLogger, type Logger } from '../logger.js';
 import { createMetrics, type Metrics } from '../metrics.js';
 import { type Content, checkList, checkText, eachOf, facesKey, hashOf, optionalText } from './arguments.js';
 import { type CacheConfig, type CacheConnection, connectCache } from './connect.js';
-import { CrawlRecords } from './crawl-records.js';
+import { CrawlRecords, UNKNOWN_VERSION } from './crawl-records.js';
 import { unlessAway } from './hybrid.js';
 import { type NearDuplicate, searchNearDuplicates } from './near-duplicates.js';
 import { type Asked, askedOf, isKnownByContent, type SkipAnswer, skipByFacts, skipByUrl } from './skip.js';
@@ -221,7 +221,7 @@ export class HybridCacheService {
       storedAt: Date.now(),
     };
     const sourceUrl = optionalText('sourceUrl', keys.sourceUrl);
-    const image = { url: canonical, sourceUrl, contentHash, content };
+    const image = { url: canonical, sourceUrl, contentHash, content, validators: UNKNOWN_VERSION };
     return (await unlessAway(this.#records.store(tenant, { ...image, phash: null }))) !== null;
   }
 

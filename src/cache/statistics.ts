@@ -30,6 +30,7 @@ const NAMES = {
   crawl_url: { count: 'crawlCacheCount', size: 'crawlSize' },
   crawl_content: { count: 'crawlContentCacheCount', size: 'crawlContentSize' },
   rejection: { count: 'rejectionCacheCount', size: 'rejectionSize' },
+  robots: { count: 'robotsCacheCount', size: 'robotsSize' },
 } as const satisfies Record<KindName, { count: string; size: string }>;
 
 type Names = (typeof NAMES)[KindName];

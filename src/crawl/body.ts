@@ -28,12 +28,13 @@ export interface BodyLimits {
 export async function readBody(body: Readable, { maxBytes, length, encoding }: BodyLimits): Promise<Buffer> {
   try {
     if (length !== null && Number(length) > maxBytes) throw tooLarge(maxBytes);
-    const decoder = decoderOf(encoding);
-    const collect = (chunks: AsyncIterable<Buffer>) => collected(capped(chunks, maxBytes));
-    if (decoder === null) return await pipeline(body, collect);
+    const decoder = decoderOf(encoding)?.();
+    if (!decoder) return await pipeline(body, (chunks: AsyncIterable<Buffer>) => collected(capped(chunks, maxBytes)));
     // We asked for `identity`; some servers compress all the same. The wire is capped as well, because compressed
-    // input can go on for ever without giving a byte of output.
-    return await pipeline(body, (chunks: AsyncIterable<Buffer>) => capped(chunks, maxBytes), decoder(), collect);
+    // input can go on for ever without giving a byte of output. What fails there fails here, through the decoder; but
+    // once that has its end, what a server sends behind it, or never sends, is none of the body.
+    pipeline(body, (chunks: AsyncIterable<Buffer>) => capped(chunks, maxBytes), decoder).catch(() => undefined);
+    return await collected(capped(decoder, maxBytes));
   } finally {
     body.on('error', () => undefined).destroy();
   }

@@ -8,7 +8,7 @@ import { once } from 'node:events';
 import { connect as connectTcp, isIP, type LookupFunction, type Socket } from 'node:net';
 import { connect as connectTls } from 'node:tls';
 import type { buildConnector } from 'undici';
-import { RetryableError } from '../errors.js';
+import { RejectedError, RetryableError } from '../errors.js';
 import type { AddressPolicy } from './address.js';
 import { Deadline, orAborted } from './deadline.js';
 
@@ -23,6 +23,11 @@ export interface ConnectorOptions {
   lookup: Lookup;
   /** Milliseconds for name, TCP and TLS together. */
   timeoutMs: number;
+  /**
+   * Bytes of one response at most, as they come over the wire; no limit without. It has to leave room for headers and
+   * chunk sizes beside the body: whoever reads the body counts that.
+   */
+  maxWireBytes?: number | undefined;
   /** PEM of the certificate authorities to trust instead of Node's own. */
   ca?: string | undefined;
 }
@@ -44,7 +49,12 @@ export class PinnedConnector {
   /** The `connect` of an undici dispatcher. */
   readonly connect: buildConnector.connector = (target, callback) => {
     this.#openWithin(target).then(
-      (socket) => callback(null, socket),
+      (socket) => {
+        callback(null, socket);
+        const { maxWireBytes } = this.#options;
+        // Later, because the first listener is told of what has come already, and that has to be undici's.
+        if (maxWireBytes !== undefined) setImmediate(() => boundResponses(socket, maxWireBytes));
+      },
       (error) => callback(error, null),
     );
   };
@@ -133,6 +143,24 @@ async function established(socket: Socket, protocol: string, signal: AbortSignal
     socket.destroy();
     throw error;
   }
+}
+
+/**
+ * Destroys the socket once a response takes too much. undici bounds headers and hands on the body; interim responses
+ * (RFC 9110 section 15.2) and chunk extensions (RFC 9112 section 7.1.1) it throws away uncounted, gigabytes of them.
+ */
+function boundResponses(socket: Socket, most: number): void {
+  let asked = 0;
+  let from = 0;
+  socket.on('readable', () => {
+    // Whenever something was sent, what comes is the answer to it: requests are not pipelined.
+    if (socket.bytesWritten !== asked) {
+      asked = socket.bytesWritten;
+      from = socket.bytesRead;
+    }
+    if (socket.bytesRead - from > most)
+      socket.destroy(new RejectedError('too-large', `more than ${most} bytes in all`));
+  });
 }
 
 /** Not meant to be heard: whoever asked for the connection has an error of its own by then. */

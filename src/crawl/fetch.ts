@@ -10,6 +10,7 @@ import { discard, readBody } from './body.js';
 import { type Lookup, PinnedConnector, systemLookup } from './connect.js';
 import { Deadline, orAborted } from './deadline.js';
 import { connectionFailure, statusFailure } from './failure.js';
+import { forbidsIndexing } from './robots.js';
 
 export interface FetchOptions {
   /** Largest body in bytes, after decompression. */
@@ -32,6 +33,36 @@ export interface FetchOptions {
   /** PEM of the certificate authorities to trust instead of Node's own. */
   ca?: string;
 }
+
+/** To be called at the end of a request, with the error it ended in. */
+export type Leave = (error?: unknown) => Promise<void>;
+
+export interface RequestOptions {
+  readonly signal?: AbortSignal | undefined;
+  /** Asked before every request, redirects included. */
+  readonly admit?: ((url: string) => Promise<Leave>) | undefined;
+  /**
+   * The URLs asked so far, canonical, the last of them to be asked now; grows with every redirect. Whoever keeps it can go
+   * on where `admit` has put it off.
+   */
+  readonly trail?: string[] | undefined;
+  /** Our product token: a response that says it is not to be indexed by it is refused. */
+  readonly crawler?: string | undefined;
+  /** Instead of the fetcher's own. */
+  readonly maxBytes?: number | undefined;
+}
+
+/** What an origin calls a version of its bytes (RFC 9110 section 8.8). */
+export interface Validators {
+  readonly etag: string | null;
+  readonly lastModified: string | null;
+}
+
+type Followed = RequestOptions & {
+  readonly trail: string[];
+  readonly signal: AbortSignal;
+  readonly validators: Validators | null;
+};
 
 export interface Fetched {
   /** Decompressed, never empty. */
@@ -78,23 +109,19 @@ export class Fetcher implements AsyncDisposable {
    * Fetches `url`, following redirects. No detail of an error holds a query.
    *
    * @throws ArgumentError for a URL that `canonicalUrl` refuses
-   * @throws RejectedError for a lasting fact about the URL: `blocked-address` `gone` `forbidden` `too-large`
+   * @throws RejectedError for a lasting fact about the URL: `blocked-address` `gone` `forbidden` `too-large` `robots`
    * `unsupported` (content encoding) `not-an-image` (empty)
    * @throws RetryableError for what may pass: `timeout` `dns` `connection` `server-error` `throttled`
+   * @throws what `admit` throws
    * @throws the signal's reason, once it is aborted; the socket is closed then
    */
-  async fetch(url: string, { signal }: { signal?: AbortSignal | undefined } = {}): Promise<Fetched> {
-    const first = canonicalUrl(url);
-    const { timeoutMs } = this.#options;
-    const late = () => new RetryableError('timeout', `${placeOf(first)}: not finished after ${timeoutMs} ms`);
-    const deadline = new Deadline(timeoutMs, late, signal);
-    try {
-      return await this.#follow(first, deadline.signal);
-    } catch (error) {
-      throw deadline.signal.aborted ? deadline.signal.reason : error;
-    } finally {
-      deadline.clear();
-    }
+  async fetch(url: string, options: RequestOptions = {}): Promise<Fetched> {
+    return (await this.#fetch(url, options, null)) as Fetched;
+  }
+
+  /** As `fetch`; `null` where the origin says that these bytes are still the same (RFC 9110 section 15.4.5). */
+  async fetchUnless(validators: Validators, url: string, options: RequestOptions = {}): Promise<Fetched | null> {
+    return this.#fetch(url, options, validators);
   }
 
   /** Ends whatever is under way, at once; it rejects as `connection`. */
@@ -107,39 +134,67 @@ export class Fetcher implements AsyncDisposable {
     return this.close();
   }
 
-  async #follow(first: string, signal: AbortSignal): Promise<Fetched> {
-    const seen = new Set<string>();
-    for (let url = first; ; ) {
-      if (seen.has(url)) throw new RejectedError('gone', `redirect loop at ${placeOf(url)}`);
-      if (seen.size > (this.#options.maxRedirects ?? 5)) {
-        throw new RejectedError('gone', `redirect loop: more than ${seen.size - 1} redirects at ${placeOf(url)}`);
-      }
-      seen.add(url);
-      const got = await this.#hop(url, signal).catch((error) => {
-        throw connectionFailure(error, placeOf(url));
+  async #fetch(url: string, options: RequestOptions, validators: Validators | null): Promise<Fetched | null> {
+    const { trail = [] } = options;
+    if (trail.length === 0) trail.push(canonicalUrl(url));
+    const { timeoutMs } = this.#options;
+    const late = () => new RetryableError('timeout', `${placeOf(url)}: not finished after ${timeoutMs} ms`);
+    const deadline = new Deadline(timeoutMs, late, options.signal);
+    try {
+      return await this.#follow({ ...options, trail, validators, signal: deadline.signal });
+    } catch (error) {
+      throw deadline.signal.aborted ? deadline.signal.reason : error;
+    } finally {
+      deadline.clear();
+    }
+  }
+
+  async #follow(request: Followed): Promise<Fetched | null> {
+    const { trail, admit } = request;
+    for (;;) {
+      const url = trail.at(-1) as string;
+      const leave = await admit?.(url);
+      const got = await this.#hop(url, request).catch(async (error) => {
+        const failure = connectionFailure(error, placeOf(url));
+        await leave?.(failure);
+        throw failure;
       });
+      await leave?.();
       if (typeof got !== 'string') return got;
-      url = got;
+      if (trail.includes(got)) throw new RejectedError('gone', `redirect loop at ${placeOf(got)}`);
+      trail.push(got);
+      const most = this.#options.maxRedirects ?? 5;
+      if (trail.length > most + 1) {
+        throw new RejectedError('gone', `redirect loop: more than ${most} redirects at ${placeOf(got)}`);
+      }
     }
   }
 
   /** The body, or where the response sends us instead. */
-  async #hop(url: string, signal: AbortSignal): Promise<Fetched | string> {
-    const response = await this.#request(new URL(url), signal);
+  async #hop(url: string, request: Followed): Promise<Fetched | string | null> {
+    const response = await this.#request(new URL(url), request);
     const { statusCode: status, body } = response;
     const location = header(response, 'location');
     if (REDIRECTS.has(status) && location !== null) {
       discard(body);
       return redirectTarget(location, url);
     }
+    if (status === 304 && request.validators) {
+      discard(body);
+      return null;
+    }
     if (!SUCCESSES.has(status)) {
       discard(body);
       throw statusFailure(status, placeOf(url), header(response, 'retry-after'));
     }
-    return this.#read(response, url);
+    if (request.crawler && forbidsIndexing(headers(response, 'x-robots-tag'), request.crawler)) {
+      discard(body);
+      throw new RejectedError('robots', `${placeOf(url)}: X-Robots-Tag`);
+    }
+    return this.#read(response, url, request.maxBytes);
   }
 
-  async #request(url: URL, signal: AbortSignal): Promise<Dispatcher.ResponseData> {
+  async #request(url: URL, { signal, validators }: Followed): Promise<Dispatcher.ResponseData> {
     signal.throwIfAborted();
     const port = url.port === '' ? (url.protocol === 'https:' ? 443 : 80) : Number(url.port);
     // Before any look-up: a port or a name that no address could make good costs not even a DNS query.
@@ -153,6 +208,8 @@ export class Fetcher implements AsyncDisposable {
         'user-agent': this.#options.userAgent,
         accept: 'image/*,*/*;q=0.8',
         'accept-encoding': 'identity',
+        ...(validators?.etag ? { 'if-none-match': validators.etag } : {}),
+        ...(validators?.lastModified ? { 'if-modified-since': validators.lastModified } : {}),
       },
       signal,
     });
@@ -160,9 +217,13 @@ export class Fetcher implements AsyncDisposable {
     return orAborted(signal, sent).finally(leave);
   }
 
-  async #read(response: Dispatcher.ResponseData, finalUrl: string): Promise<Fetched> {
+  async #read(
+    response: Dispatcher.ResponseData,
+    finalUrl: string,
+    maxBytes = this.#options.maxBytes,
+  ): Promise<Fetched> {
     const bytes = await readBody(response.body, {
-      maxBytes: this.#options.maxBytes,
+      maxBytes,
       length: header(response, 'content-length'),
       encoding: header(response, 'content-encoding'),
     });
@@ -178,10 +239,13 @@ export class Fetcher implements AsyncDisposable {
   }
 }
 
+function headers(response: Dispatcher.ResponseData, name: string): string[] {
+  return [response.headers[name] ?? []].flat();
+}
+
 /** The first of that name: whoever sends two contradicts himself. */
 function header(response: Dispatcher.ResponseData, name: string): string | null {
-  const value = response.headers[name];
-  return (Array.isArray(value) ? value[0] : value) ?? null;
+  return headers(response, name)[0] ?? null;
 }
 
 function redirectTarget(location: string, base: string): string {

@@ -5,7 +5,10 @@
 import ipaddr from 'ipaddr.js';
 import { type Address, type Network, within } from '../address-rules.js';
 
-/** IANA IPv4 Special-Purpose Address Registry, multicast, and what clouds answer metadata on. */
+/**
+ * IANA IPv4 Special-Purpose Address Registry, those that it calls globally reachable included; multicast; and what clouds
+ * answer metadata on.
+ */
 const SPECIAL_V4 = networks([
   '0.0.0.0/8', // this network, RFC 791
   '10.0.0.0/8', // private, RFC 1918
@@ -40,22 +43,32 @@ const SPECIAL_V6 = networks([
   '3fff::/20', // documentation, RFC 9637
 ]);
 
-/** Where an IPv6 form carries an IPv4 address: the network, the byte it starts at, and the mask it is stored under. */
-const CARRIERS: readonly { network: Network; offset: number; mask: number }[] = [
-  { network: ipaddr.parseCIDR('::ffff:0:0/96'), offset: 12, mask: 0 }, // mapped, RFC 4291
-  { network: ipaddr.parseCIDR('::ffff:0:0:0/96'), offset: 12, mask: 0 }, // translated, RFC 2765
-  { network: ipaddr.parseCIDR('::/96'), offset: 12, mask: 0 }, // compatible, RFC 4291
-  { network: ipaddr.parseCIDR('64:ff9b::/96'), offset: 12, mask: 0 }, // NAT64, RFC 6052
-  { network: ipaddr.parseCIDR('64:ff9b:1::/48'), offset: 12, mask: 0 }, // local NAT64 in its usual /96, RFC 8215
-  { network: ipaddr.parseCIDR('2002::/16'), offset: 2, mask: 0 }, // 6to4, RFC 3056
-  { network: ipaddr.parseCIDR('2001::/32'), offset: 12, mask: 0xff }, // Teredo's client, RFC 4380
+/** Where an IPv6 form carries an IPv4 address: the network, the bytes it stands in, and the mask it is stored under. */
+const CARRIERS: readonly { network: Network; at: readonly number[]; mask: number }[] = [
+  { network: ipaddr.parseCIDR('::ffff:0:0/96'), at: [12, 13, 14, 15], mask: 0 }, // mapped, RFC 4291
+  { network: ipaddr.parseCIDR('::ffff:0:0:0/96'), at: [12, 13, 14, 15], mask: 0 }, // translated, RFC 2765
+  { network: ipaddr.parseCIDR('::/96'), at: [12, 13, 14, 15], mask: 0 }, // compatible, RFC 4291
+  { network: ipaddr.parseCIDR('64:ff9b::/96'), at: [12, 13, 14, 15], mask: 0 }, // NAT64, RFC 6052
+  // Local NAT64, RFC 8215, with every length of prefix that RFC 6052 section 2.2 knows; byte 8 is never part of it.
+  { network: ipaddr.parseCIDR('64:ff9b:1::/48'), at: [6, 7, 9, 10], mask: 0 },
+  { network: ipaddr.parseCIDR('64:ff9b:1::/48'), at: [7, 9, 10, 11], mask: 0 },
+  { network: ipaddr.parseCIDR('64:ff9b:1::/48'), at: [9, 10, 11, 12], mask: 0 },
+  { network: ipaddr.parseCIDR('64:ff9b:1::/48'), at: [12, 13, 14, 15], mask: 0 },
+  { network: ipaddr.parseCIDR('2002::/16'), at: [2, 3, 4, 5], mask: 0 }, // 6to4, RFC 3056
+  { network: ipaddr.parseCIDR('2001::/32'), at: [12, 13, 14, 15], mask: 0xff }, // Teredo's client, RFC 4380
 ];
 
-/** Names that are never the public web: RFC 6761, RFC 6762, RFC 8375, ICANN's `.internal`. */
-const PRIVATE_SUFFIXES = ['localhost', 'localdomain', 'local', 'internal', 'home.arpa'];
+/** Names that are never the public web: RFC 6761, RFC 6762, RFC 8375, RFC 7686, RFC 9476, ICANN's `.internal`. */
+const PRIVATE_SUFFIXES = ['localhost', 'localdomain', 'local', 'internal', 'home.arpa', 'onion', 'alt'];
 
 /** Metadata services by the names that do not end in one of the above. */
-const METADATA_NAMES = new Set(['metadata', 'metadata.goog', 'instance-data', 'metadata.platformequinix.com']);
+const METADATA_NAMES = new Set([
+  'metadata.goog',
+  'metadata.platformequinix.com',
+  'metadata.packet.net',
+  'metadata.tencentyun.com',
+  'api.metadata.cloud.ibm.com',
+]);
 
 /** Whether the address is a public host of the Internet. */
 export function isPublicAddress(address: Address): boolean {
@@ -63,16 +76,20 @@ export function isPublicAddress(address: Address): boolean {
   return inAny(address, GLOBAL_V6) && !inAny(address, SPECIAL_V6);
 }
 
-/** Whether the name, lower-case and without a trailing dot, belongs to this machine, this network or a cloud's metadata. */
+/**
+ * Whether the host, lower-case and without a trailing dot, is a name of this machine, this network or a cloud's metadata.
+ * A name without a dot is one that the resolver completes (`metadata`, `redis`); the public web has none (RFC 7085).
+ */
 export function isPrivateName(host: string): boolean {
+  if (!/[.:]/.test(host)) return true;
   return METADATA_NAMES.has(host) || PRIVATE_SUFFIXES.some((suffix) => host === suffix || host.endsWith(`.${suffix}`));
 }
 
-/** The IPv4 addresses that a mapped or translated IPv6 address stands for; usually none. */
+/** Every IPv4 address that a mapped, translated or tunnelled IPv6 address may stand for; usually none. */
 export function carriedAddresses(address: Address): Address[] {
   const bytes = address.toByteArray();
-  return CARRIERS.filter(({ network }) => within(address, network)).map(({ offset, mask }) =>
-    ipaddr.fromByteArray(bytes.slice(offset, offset + 4).map((byte) => byte ^ mask)),
+  return CARRIERS.filter(({ network }) => within(address, network)).map(({ at, mask }) =>
+    ipaddr.fromByteArray(at.map((index) => (bytes[index] ?? 0) ^ mask)),
   );
 }
 

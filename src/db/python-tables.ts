@@ -85,7 +85,9 @@ function refuse(place: string, found: readonly Foreign[], rename: boolean): void
 /** Tables, indexes and sequences share one namespace with views: any of them can stand where ours is to be. */
 function relationNames(): string[] {
   const declared: readonly unknown[] = Object.values(schema);
-  const tables = declared.filter((one) => is(one, PgTable)).map((table) => getTableConfig(table));
+  const all = declared.filter((one) => is(one, PgTable)).map((table) => getTableConfig(table));
+  // What lies in a schema of its own is in nobody's way.
+  const tables = all.filter((table) => !table.schema);
   return [
     ...tables.map(({ name }) => name),
     ...tables.flatMap(({ indexes }) => indexes.flatMap(({ config }) => config.name ?? [])),

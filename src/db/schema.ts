@@ -7,15 +7,18 @@
 import { sql } from 'drizzle-orm';
 import {
   bigint,
+  boolean,
   customType,
   index,
   integer,
+  pgSchema,
   pgSequence,
   pgTable,
   primaryKey,
   smallint,
   text,
   timestamp,
+  uniqueIndex,
 } from 'drizzle-orm/pg-core';
 
 const bytea = customType<{ data: Buffer }>({ dataType: () => 'bytea' });
@@ -124,6 +127,8 @@ export const crawlCache = pgTable(
     rawKey: text('raw_key').notNull(),
     thumbnailKey: text('thumbnail_key'),
     jobId: text('job_id'),
+    etag: text('etag'),
+    lastModified: text('last_modified'),
     fetchedAt: timestamp('fetched_at', { withTimezone: true }).notNull(),
     version: version(),
     ...times(),
@@ -178,6 +183,27 @@ export const rejectionCache = pgTable(
     primaryKey({ name: 'rejection_cache_pk', columns: [t.tenantId, t.generation, t.subjectHash] }),
     index('rejection_cache_created_at_idx').on(t.createdAt),
     index('rejection_cache_expires_at_idx').on(t.expiresAt),
+  ],
+);
+
+/** What an origin's robots.txt said. */
+export const robotsCache = pgTable(
+  'robots_cache',
+  {
+    tenantId: tenantId(),
+    generation: generation(),
+    originHash: text('origin_hash').notNull(),
+    origin: text('origin').notNull(),
+    rules: text('rules').notNull(),
+    trouble: text('trouble'),
+    fetchedAt: timestamp('fetched_at', { withTimezone: true }).notNull(),
+    expiresAt: timestamp('expires_at', { withTimezone: true }).notNull(),
+    version: version(),
+    ...times(),
+  },
+  (t) => [
+    primaryKey({ name: 'robots_cache_pk', columns: [t.tenantId, t.generation, t.originHash] }),
+    index('robots_cache_created_at_idx').on(t.createdAt),
   ],
 );
 
@@ -249,4 +275,55 @@ export const redisRepairs = pgTable(
     primaryKey({ name: 'redis_repairs_pk', columns: [t.tenantId, t.entry] }),
     index('redis_repairs_written_at_idx').on(t.writtenAt),
   ],
+);
+
+/**
+ * What the queues need to know beside BullMQ's own tables, where they are on PostgreSQL; on Redis it is there. Times are
+ * milliseconds since the epoch by the server's clock, as BullMQ's are. Nothing here belongs to a tenant's facts.
+ */
+export const queueState = pgSchema('queue_state');
+
+/** When the next request to a host may begin, see `queues/host-schedule.ts`. */
+export const hosts = queueState.table('hosts', {
+  host: text('host').primaryKey(),
+  nextAt: bigint('next_at', { mode: 'number' }).notNull().default(0),
+  cooledUntil: bigint('cooled_until', { mode: 'number' }).notNull().default(0),
+});
+
+/** Requests to a host that are under way, or booked. */
+export const hostPermits = queueState.table(
+  'host_permits',
+  {
+    host: text('host').notNull(),
+    job: text('job').notNull(),
+    startsAt: bigint('starts_at', { mode: 'number' }).notNull(),
+    begun: boolean('begun').notNull().default(false),
+    expiresAt: bigint('expires_at', { mode: 'number' }).notNull(),
+  },
+  (t) => [primaryKey({ name: 'host_permits_pk', columns: [t.host, t.job] })],
+);
+
+/** Jobs that wait for a permit, in the order of `place`. */
+export const hostWaiting = queueState.table(
+  'host_waiting',
+  {
+    host: text('host').notNull(),
+    place: bigint('place', { mode: 'number' }).notNull(),
+    job: text('job').notNull(),
+  },
+  (t) => [
+    primaryKey({ name: 'host_waiting_pk', columns: [t.host, t.place] }),
+    uniqueIndex('host_waiting_job_idx').on(t.host, t.job),
+  ],
+);
+
+/** How far each tenant's turns in a queue are given out, see `queues/turns.ts`. */
+export const tenantTurns = queueState.table(
+  'tenant_turns',
+  {
+    queue: text('queue').notNull(),
+    tenantId: tenantId(),
+    lastTurn: bigint('last_turn', { mode: 'number' }).notNull(),
+  },
+  (t) => [primaryKey({ name: 'tenant_turns_pk', columns: [t.queue, t.tenantId] })],
 );

@@ -69,6 +69,8 @@ async function startServers({ env, keep }: DemoOptions, closer: Closer, say: (li
     ...stack.env,
     ...(env.REDIS_URL ? { REDIS_URL: env.REDIS_URL } : {}),
     STORAGE_URL: `file:${join(folder, 'objects')}`,
+    // The site is ours, and on this machine.
+    FETCH_HOST_GAP_MS: '0',
     EMBEDDING_THREADS: env.EMBEDDING_THREADS,
     PORT: keep ? env.PORT : '0',
   };

@@ -10,7 +10,7 @@ export interface DemoSite extends AsyncDisposable {
   readonly port: number;
   /** Every URL worth crawling, the bad ones included. */
   readonly urls: string[];
-  /** Requests served so far. */
+  /** Requests for images so far. */
   readonly requests: () => number;
 }
 
@@ -22,11 +22,13 @@ interface Page {
 }
 
 const PHOTOGRAPHS = 6;
+const ROBOTS = 'User-agent: *\nDisallow: /private/\n';
 
 export async function startDemoSite(): Promise<DemoSite> {
   const pages = await makePages();
   let requests = 0;
   const server = createServer((request, response) => {
+    if (request.url === '/robots.txt') return void response.end(ROBOTS);
     requests += 1;
     const page = pages.get(request.url ?? '/');
     if (!page) return void response.writeHead(404).end();
@@ -68,6 +70,7 @@ async function makePages(): Promise<Map<string, Page>> {
   pages.set('/drawing.svg', { body: Buffer.from('<svg xmlns="http://www.w3.org/2000/svg"/>'), type: 'image/svg+xml' });
   pages.set('/removed.jpg', { body: Buffer.alloc(0), status: 410 });
   pages.set('/members.jpg', { body: Buffer.alloc(0), status: 403 });
+  pages.set('/private/portrait.jpg', { body: first });
   pages.set('/inside.jpg', { body: Buffer.alloc(0), status: 302, location: 'http://169.254.169.254/latest/meta-data' });
   return pages;
 }

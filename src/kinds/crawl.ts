@@ -13,7 +13,10 @@ export interface CrawlUrl {
   readonly sourceUrl: string | null;
   /** Identity of the job that wrote the record: its own retry says `stored` again. */
   readonly jobId: string | null;
-  /** Milliseconds since the epoch. */
+  /** What the origin calls this version of the bytes (RFC 9110 section 8.8), to ask whether they still are the same. */
+  readonly etag: string | null;
+  readonly lastModified: string | null;
+  /** When the origin was last asked, in milliseconds since the epoch. */
   readonly fetchedAt: number;
 }
 
@@ -21,7 +24,7 @@ export interface CrawlUrl {
 export const crawlUrls: Kind<string, CrawlUrl> = {
   name: 'crawl_url',
   ttl: 'crawl',
-  format: 1,
+  format: 2,
   table: {
     name: 'crawl_cache',
     key: [{ name: 'url_hash', type: 'text' }],
@@ -32,6 +35,8 @@ export const crawlUrls: Kind<string, CrawlUrl> = {
       { name: 'thumbnail_key', type: 'text' },
       { name: 'source_url', type: 'text' },
       { name: 'job_id', type: 'text' },
+      { name: 'etag', type: 'text' },
+      { name: 'last_modified', type: 'text' },
       { name: 'fetched_at', type: 'timestamp' },
     ],
   },
@@ -40,14 +45,17 @@ export const crawlUrls: Kind<string, CrawlUrl> = {
   versions: { column: 'content_hash', of: (record) => record.contentHash, at: (record) => record.fetchedAt },
   key: (urlHash) => [urlHash],
   ...jsonCodec<CrawlUrl>(),
-  toRow: (r) => [r.url, r.contentHash, r.rawKey, r.thumbnailKey, r.sourceUrl, r.jobId, r.fetchedAt],
+  toRow: (r) => [
+    ...[r.url, r.contentHash, r.rawKey, r.thumbnailKey, r.sourceUrl, r.jobId],
+    ...[r.etag, r.lastModified, r.fetchedAt],
+  ],
   fromRow: (cells) => {
-    const [url, contentHash, rawKey, thumbnailKey, sourceUrl, jobId, fetchedAt] = cells as [
+    const [url, contentHash, rawKey, thumbnailKey, sourceUrl, jobId, etag, lastModified, fetchedAt] = cells as [
       ...[string, string, string],
       ...[string | null, string | null, string | null],
-      number,
+      ...[string | null, string | null, number],
     ];
-    return { url, contentHash, rawKey, thumbnailKey, sourceUrl, jobId, fetchedAt };
+    return { url, contentHash, rawKey, thumbnailKey, sourceUrl, jobId, etag, lastModified, fetchedAt };
   },
 };
 
@@ -96,8 +104,11 @@ export const crawlContents: Kind<string, CrawlContent> = {
   },
 };
 
+/** What is remembered of a URL or an image that could not be had: lasting facts, and a name that nobody knows. */
+export type RefusalReason = RejectReason | 'dns';
+
 export interface Rejection {
-  readonly reason: RejectReason;
+  readonly reason: RefusalReason;
   readonly detail: string;
   readonly jobId: string | null;
   readonly rejectedAt: number;
@@ -127,7 +138,7 @@ export const rejections: Kind<string, Rejection> = {
   toRow: (r): Cell[] => [r.reason, r.detail, r.jobId, r.rejectedAt, r.expiresAt],
   fromRow: (cells) => {
     const [reason, detail, jobId, rejectedAt, expiresAt] = cells as [
-      RejectReason,
+      RefusalReason,
       string,
       string | null,
       number,
@@ -141,7 +152,7 @@ const HOUR = 3_600_000;
 const DAY = 24 * HOUR;
 
 /** How long a refusal is believed, in milliseconds. What a site or our own rules may change soon is asked again sooner. */
-export const REJECTION_LIFETIME: Record<RejectReason, number> = {
+export const REJECTION_LIFETIME: Record<RefusalReason, number> = {
   gone: 30 * DAY,
   'not-an-image': 30 * DAY,
   corrupt: 30 * DAY,
@@ -152,4 +163,5 @@ export const REJECTION_LIFETIME: Record<RejectReason, number> = {
   forbidden: 7 * DAY,
   robots: DAY,
   'unknown-image': HOUR,
+  dns: HOUR,
 };

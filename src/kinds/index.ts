@@ -5,6 +5,7 @@ import { crawlContents, crawlUrls, rejections } from './crawl.js';
 import { faceDetections, faceEmbeddings } from './faces.js';
 import type { AnyKind } from './kind.js';
 import { perceptualHashes } from './perceptual-hash.js';
+import { robotsFiles } from './robots.js';
 import { searches } from './search-results.js';
 
 export const KINDS: readonly AnyKind[] = [
@@ -15,6 +16,7 @@ export const KINDS: readonly AnyKind[] = [
   crawlUrls,
   crawlContents,
   rejections,
+  robotsFiles,
 ];
 
 /** Called where a cache is opened: stops the process at boot, with the fix in the message, not at the first look-up. */

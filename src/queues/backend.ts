@@ -15,10 +15,14 @@ import {
 } from 'bullmq';
 import type { ClientBase, Pool } from 'pg';
 import type { Config, PostgresConfig } from '../config.js';
-import { hearLostConnections } from '../db/client.js';
+import { createPool, hearLostConnections } from '../db/client.js';
 import { RetryableError } from '../errors.js';
 import type { Events } from '../events.js';
+import type { Logger } from '../logger.js';
 import { type QueueName, RETENTION } from './contract.js';
+import type { QueueState } from './state.js';
+import { PostgresQueueState } from './state-postgres.js';
+import { RedisQueueState } from './state-redis.js';
 
 export interface BackendOptions {
   /** Namespace: the key prefix in Redis, the schema in PostgreSQL. Other BullMQ clients use the same. */
@@ -33,6 +37,10 @@ export interface QueueBackend {
   /** For workers: waits for the store. Does not take jobs before `run()`. */
   worker(name: QueueName, processor: Processor, concurrency: number): Worker;
   events(name: QueueName): QueueEvents;
+  /** First wait between attempts, in milliseconds. */
+  readonly retryBaseMs: number;
+  /** What is kept beside the jobs; closed by whoever made the backend. */
+  readonly state: QueueState;
 }
 
 /**
@@ -43,10 +51,17 @@ export interface QueueBackend {
 const RECOVERY = { lockDuration: 8_000, stalledInterval: 4_000, maxStalledCount: 2 ** 31 - 1 };
 /** How soon a worker tries again after the store failed it, in milliseconds. */
 const STORE_RETRY_MS = 1_000;
+/** For a step in what is kept beside the jobs: it takes a few milliseconds. */
+const STATE_TIMEOUT_MS = 2_500;
 const RETRY_BASE_MS = 10_000;
 const RETRY_LIMIT_MS = 3_600_000;
 
-export function createQueueBackend(config: Config, events: Events, options: BackendOptions = {}): QueueBackend {
+export function createQueueBackend(
+  config: Config,
+  log: Logger,
+  events: Events,
+  options: BackendOptions = {},
+): QueueBackend {
   const retryBaseMs = options.retryBaseMs ?? RETRY_BASE_MS;
   const workerOptions = (concurrency: number): ReturnType<WorkerSettings> => ({
     ...RECOVERY,
@@ -59,10 +74,14 @@ export function createQueueBackend(config: Config, events: Events, options: Back
       backoffStrategy: (attempts: number, _type?: string, error?: Error) => waitBefore(attempts, error, retryBaseMs),
     },
   });
-  return config.queue.backend === 'redis'
-    ? onRedis(config.queue.url, options.namespace ?? 'bull', workerOptions, events)
-    : onPostgres(config.postgres, options.namespace ?? 'bullmq', workerOptions, events);
+  const store =
+    config.queue.backend === 'redis'
+      ? onRedis(config.queue.url, options.namespace ?? 'bull', workerOptions, events)
+      : onPostgres(config.postgres, options.namespace ?? 'bullmq', workerOptions, log, events);
+  return { ...store, retryBaseMs };
 }
+
+type Store = Omit<QueueBackend, 'retryBaseMs'>;
 
 type WorkerSettings = (concurrency: number) => Omit<WorkerOptions, 'connection'>;
 
@@ -75,7 +94,7 @@ function waitBefore(attemptsMade: number, error: Error | undefined, baseMs: numb
   return Math.round(full * (0.5 + Math.random() / 2));
 }
 
-function onRedis(url: string, prefix: string, settings: WorkerSettings, events: Events): QueueBackend {
+function onRedis(url: string, prefix: string, settings: WorkerSettings, events: Events): Store {
   const waiting = { url, maxRetriesPerRequest: null, retryStrategy: (times: number) => Math.min(50 * times, 1000) };
   const failingFast = { ...waiting, maxRetriesPerRequest: 1, enableOfflineQueue: false };
   return {
@@ -87,10 +106,17 @@ function onRedis(url: string, prefix: string, settings: WorkerSettings, events: 
         new PatientWorker(name, processor, { ...settings(concurrency), connection: waiting, prefix }),
       ),
     events: (name) => heard(name, events, new QueueEvents(name, { connection: waiting, prefix })),
+    state: new RedisQueueState(url, prefix, (error) => events.queueError('crawl', error)),
   };
 }
 
-function onPostgres(postgres: PostgresConfig, schema: string, settings: WorkerSettings, events: Events): QueueBackend {
+function onPostgres(
+  postgres: PostgresConfig,
+  schema: string,
+  settings: WorkerSettings,
+  log: Logger,
+  events: Events,
+): Store {
   const shared = {
     ...postgres,
     schema,
@@ -108,6 +134,7 @@ function onPostgres(postgres: PostgresConfig, schema: string, settings: WorkerSe
     },
     events: (name) =>
       heard(name, events, new QueueEvents(name, pool(2), createPatientBackend)) as unknown as QueueEvents,
+    state: new PostgresQueueState(createPool(postgres, log, { timeoutMs: STATE_TIMEOUT_MS, max: 4 })),
   };
 }
 

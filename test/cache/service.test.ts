@@ -66,6 +66,7 @@ async function entriesOf(tenantId: string): Promise<number> {
     'crawl_cache',
     'crawl_content_cache',
     'rejection_cache',
+    'robots_cache',
   ];
   const counts = tables.map((table) => `(select count(*) from ${table} where tenant_id = $1)`);
   const { rows } = await cache.connection.pool.query<{ n: number }>(`select (${counts.join('+')})::int as n`, [

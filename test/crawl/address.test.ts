@@ -13,7 +13,7 @@ function policy(allow: string, deny = ''): AddressPolicy {
 }
 
 describe('the default', () => {
-  it.each(['1.1.1.1', '8.8.8.8', '93.184.216.34', '172.32.0.1', '192.0.1.1', '100.128.0.1', '223.255.255.255'])(
+  it.each(['1.1.1.1', '93.184.216.34', '223.255.255.255', '2606:4700::1111', '2a00:1450:4001:80b::200e'])(
     'permits %s',
     (address) => {
       expect(closed.permits('example.com', 80, address)).toBe(true);
@@ -21,40 +21,7 @@ describe('the default', () => {
     },
   );
 
-  it.each(['2606:4700::1111', '2001:4860:4860::8888', '2a00:1450:4001:80b::200e', '2001:200::1'])(
-    'permits %s',
-    (address) => {
-      expect(closed.permits('example.com', 443, address)).toBe(true);
-    },
-  );
-
-  it.each([
-    ['this network', '0.0.0.0', '0.1.2.3'],
-    ['private', '10.0.0.1', '172.16.0.1', '172.31.255.255', '192.168.1.1'],
-    ['CGNAT', '100.64.0.1', '100.127.255.255'],
-    ['loopback', '127.0.0.1', '127.255.255.254', '::1'],
-    ['link-local', '169.254.1.1', 'fe80::1', 'febf::1'],
-    ['IETF assignments', '192.0.0.1', '192.0.0.255', '2001::1', '2001:1ff::1'],
-    ['documentation', '192.0.2.1', '198.51.100.1', '203.0.113.1', '2001:db8::1', '3fff::1', '3fff:fff::1'],
-    ['benchmarking', '198.18.0.1', '198.19.255.255', '2001:2::1'],
-    ['anycast services', '192.88.99.1', '192.31.196.1', '192.52.193.1', '192.175.48.1', '2620:4f:8000::1'],
-    ['multicast', '224.0.0.1', '239.255.255.255', 'ff02::1'],
-    ['reserved', '240.0.0.1', '255.255.255.254', '4000::1', 'fec0::1', '::2'],
-    ['broadcast', '255.255.255.255'],
-    ['unspecified', '::'],
-    ['unique local', 'fc00::1', 'fd00::1'],
-    ['discard', '100::1'],
-    ['SRv6', '5f00::1'],
-    ['mapped', '::ffff:127.0.0.1', '::ffff:7f00:1', '::ffff:8.8.8.8'],
-    ['compatible and translated', '::127.0.0.1', '::8.8.8.8', '::ffff:0:8.8.8.8'],
-    ['NAT64', '64:ff9b::8.8.8.8', '64:ff9b::7f00:1', '64:ff9b:1::1'],
-    ['6to4', '2002:7f00:1::1', '2002:808:808::1'],
-    ['Teredo', '2001:0:4136:e378:8000:63bf:3fff:fdd2'],
-    ['metadata', '169.254.169.254', 'fd00:ec2::254', 'fd20:ce::254', '100.100.100.200', '192.0.0.192', '168.63.129.16'],
-  ])('refuses %s', (_what, ...addresses) => {
-    for (const address of addresses) expect(closed.permits('example.com', 80, address), address).toBe(false);
-  });
-
+  // Range by range in special.test.ts.
   it('refuses whatever ipaddr.js, which keeps its own list, does not call unicast', () => {
     const bytes = fc.oneof(
       fc.uint8Array({ minLength: 4, maxLength: 4 }),
@@ -76,21 +43,6 @@ describe('the default', () => {
       expect(closed.permits('example.com', 80, address)).toBe(false);
     },
   );
-
-  it.each([
-    'localhost',
-    'a.localhost',
-    'metadata.google.internal',
-    'metadata.goog',
-    'metadata',
-    'instance-data',
-    'instance-data.ec2.internal',
-    'printer.local',
-    'router.home.arpa',
-  ])('refuses the name %s, resolved or not', (host) => {
-    expect(closed.permits(host, 80)).toBe(false);
-    expect(closed.permits(host, 80, '93.184.216.34')).toBe(false);
-  });
 
   it.each([0, 22, 25, 3000, 6379, 8080, 65_535])('refuses port %i', (port) => {
     expect(closed.permits('example.com', port)).toBe(false);
@@ -137,10 +89,6 @@ describe('an allowed entry', () => {
     expect(policy('::/0:*').permits('x.example', 1, '127.0.0.1')).toBe(false);
   });
 
-  it('does not let an IPv4 address in by its IPv6 forms', () => {
-    expect(policy('127.0.0.1:*').permits('x.example', 80, '::ffff:127.0.0.1')).toBe(false);
-  });
-
   it('keeps a name open until its address is known', () => {
     expect(policy('127.0.0.1:8080').permits('localhost', 8080)).toBe(true);
     expect(policy('127.0.0.1:8080').permits('localhost', 8081)).toBe(false);
@@ -160,18 +108,6 @@ describe('a denied entry', () => {
     expect(policy('x.example:*', 'x.example').permits('x.example', 8080, '10.0.0.1')).toBe(false);
     expect(policy('', '93.184.216.0/24:80').permits('x.example', 80, '93.184.216.34')).toBe(false);
     expect(policy('', '93.184.216.0/24:80').permits('x.example', 443, '93.184.216.34')).toBe(true);
-  });
-
-  it.each([
-    '::ffff:10.0.0.1',
-    '::10.0.0.1',
-    '64:ff9b::10.0.0.1',
-    '64:ff9b:1::a00:1',
-    '2002:a00:1::1',
-    '2001::f5ff:fffe',
-  ])('reaches IPv4 addresses inside %s', (address) => {
-    expect(policy('::/0').permits('x.example', 80, address)).toBe(true);
-    expect(policy('::/0', '10.0.0.0/8').permits('x.example', 80, address)).toBe(false);
   });
 });
 
@@ -199,6 +135,13 @@ describe('parseRules', () => {
       ['fd00::/8', 'default'],
       ['fd00::/8', 82],
       ['::1:80/128', 'default'],
+    ]);
+    // Mapped, as sockets of both families spell IPv4.
+    expect(read('::ffff:127.0.0.1,[::ffff:a00:0/104]:82,::ffff:0:0/96:*,::ffff:0:0/95')).toEqual([
+      ['127.0.0.1/32', 'default'],
+      ['10.0.0.0/8', 82],
+      ['0.0.0.0/0', 'any'],
+      ['::ffff:0:0/95', 'default'],
     ]);
   });
 

@@ -102,9 +102,9 @@ async function expectOurTables(): Promise<void> {
   const declared = (Object.values(schema) as unknown[])
     .filter((one) => is(one, PgTable))
     .map((one) => getTableConfig(one));
-  for (const { name, columns } of declared) {
+  for (const { name, schema: place = 'public', columns } of declared) {
     const rows = await query<{ attname: string }>(
-      `select attname from pg_attribute where attrelid = '${name}'::regclass and attnum > 0 and not attisdropped`,
+      `select attname from pg_attribute where attrelid = '${place}.${name}'::regclass and attnum > 0 and not attisdropped`,
     );
     expect(rows.map(({ attname }) => attname).sort()).toEqual(columns.map((column) => column.name).sort());
   }

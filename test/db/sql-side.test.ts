@@ -64,7 +64,7 @@ describe('cache_stats', () => {
     const rows = await stats();
     for (const row of rows) expect(Object.keys(row)).toEqual(columns);
     const types = ['face_embeddings', 'face_detection', 'perceptual_hash', 'search_results'];
-    expect(rows.map((row) => row.cache_type)).toEqual([...types, 'crawl', 'crawl_content', 'rejection']);
+    expect(rows.map((row) => row.cache_type)).toEqual([...types, 'crawl', 'crawl_content', 'rejection', 'robots']);
   });
 
   test('knows of an empty table that it is empty', async () => {
@@ -227,6 +227,7 @@ describe('readStatistics', () => {
       crawlCacheCount: 2,
       crawlContentCacheCount: 0,
       rejectionCacheCount: 0,
+      robotsCacheCount: 0,
       embeddingsSize: expect.stringMatching(/^\d+ kB$/),
       faceDetectionSize: expect.stringMatching(/^\d+ kB$/),
       phashSize: expect.stringMatching(/^\d+ kB$/),
@@ -234,6 +235,7 @@ describe('readStatistics', () => {
       crawlSize: expect.stringMatching(/^\d+ kB$/),
       crawlContentSize: expect.stringMatching(/^\d+ kB$/),
       rejectionSize: expect.stringMatching(/^\d+ kB$/),
+      robotsSize: expect.stringMatching(/^\d+ kB$/),
       estimated: [],
     });
   });

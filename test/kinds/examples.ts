@@ -5,6 +5,7 @@ import { type FaceEmbedding, faceDetections, faceEmbeddings } from '../../src/ki
 import { sha256 } from '../../src/kinds/identity.js';
 import type { AnyKind } from '../../src/kinds/kind.js';
 import { perceptualHashes } from '../../src/kinds/perceptual-hash.js';
+import { robotsFiles } from '../../src/kinds/robots.js';
 import { searches } from '../../src/kinds/search-results.js';
 
 /** 2001-09-09T01:46:40.123Z: its milliseconds are not a binary fraction of a second. */
@@ -33,6 +34,8 @@ export function crawlUrl(seed: string, changes: Partial<CrawlUrl> = {}): CrawlUr
     thumbnailKey: null,
     sourceUrl: 'https://example.com/page?q=1',
     jobId: null,
+    etag: 'W/"1"',
+    lastModified: null,
     fetchedAt: MOMENT,
     ...changes,
   };
@@ -68,6 +71,13 @@ export function examples(tenantId: string, seed = 'one'): Entry[] {
       detail: `8 x 8 px, ${seed}`,
       jobId: null,
       rejectedAt: MOMENT,
+      expiresAt: MOMENT + 1,
+    }),
+    entry(tenantId, robotsFiles, sha256(`https://${seed}.example`), {
+      origin: `https://${seed}.example`,
+      rules: 'user-agent: *\ndisallow: /größe',
+      trouble: null,
+      fetchedAt: MOMENT,
       expiresAt: MOMENT + 1,
     }),
   ];

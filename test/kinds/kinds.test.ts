@@ -37,6 +37,8 @@ const VALUES: [AnyKind, fc.Arbitrary<unknown>][] = [
       thumbnailKey: maybe(text),
       sourceUrl: maybe(text),
       jobId: maybe(text),
+      etag: maybe(text),
+      lastModified: maybe(text),
       fetchedAt: moment,
     }),
   ],

@@ -2,6 +2,7 @@ import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { ArgumentError } from '../../src/errors.js';
 import { canonicalUrl } from '../../src/kinds/url.js';
+import { anyRest, twoSpellings } from '../support/urls.js';
 
 describe('canonicalUrl', () => {
   it.each([
@@ -27,6 +28,21 @@ describe('canonicalUrl', () => {
     ['http://0x7f.1/', 'http://127.0.0.1/'],
     ['http://2130706433/', 'http://127.0.0.1/'],
     ['http://[2001:DB8:0::1]:8080/', 'http://[2001:db8::1]:8080/'],
+    ['http://[::FFFF:127.0.0.1]/', 'http://[::ffff:7f00:1]/'],
+    ['http://１２７.0.0.1/', 'http://127.0.0.1/'],
+    ['http://127.0.0.1./', 'http://127.0.0.1/'],
+    ['http://@example.com/', 'http://example.com/'],
+    ['http:\\\\example.com\\a\\..\\b', 'http://example.com/b'],
+    ['http:example.com', 'http://example.com/'],
+    ['http://example.com:080/', 'http://example.com/'],
+    ['http://example.com:/', 'http://example.com/'],
+    ['http://faß.example/', 'http://xn--fa-hia.example/'],
+    ['http://example.com/\ud800', 'http://example.com/%EF%BF%BD'],
+    ["http://example.com/it's?it's", "http://example.com/it's?it%27s"],
+    ['http://example.com//a///b/', 'http://example.com//a///b/'],
+    ['http://example.com/a/..', 'http://example.com/'],
+    ['http://example.com/../../a', 'http://example.com/a'],
+    ['http://example.com/a?b/../c', 'http://example.com/a?b/../c'],
     ['  http://example.com/\n', 'http://example.com/'],
   ])('%s is %s', (input, expected) => {
     expect(canonicalUrl(input)).toBe(expected);
@@ -40,6 +56,11 @@ describe('canonicalUrl', () => {
     'file:///etc/passwd',
     'data:image/png;base64,AAAA',
     'javascript:alert(1)',
+    'ws://example.com/',
+    'gopher://example.com/',
+    'blob:http://example.com/a',
+    'view-source:http://example.com/',
+    'http+unix://%2Fvar%2Frun%2Fdocker.sock/',
     'http://',
     'http://user@example.com/',
     'http://:secret@example.com/',
@@ -54,6 +75,26 @@ describe('canonicalUrl', () => {
   ])('refuses %s', (input) => {
     expect(() => canonicalUrl(input)).toThrow(ArgumentError);
     expect(() => canonicalUrl(input)).toThrow(/^url: must be /);
+  });
+
+  it.each([
+    ['http://example.com/a', 'http://example.com/a/'],
+    ['http://example.com/a', 'http://example.com/A'],
+    ['http://example.com/a', 'https://example.com/a'],
+    ['http://example.com/a', 'http://www.example.com/a'],
+    ['http://example.com/a', 'http://example.com:8080/a'],
+    ['http://example.com/a', 'http://example.com//a'],
+    ['http://example.com/a', 'http://example.com/a?'],
+    ['http://example.com/?a&b', 'http://example.com/?b&a'],
+    ['http://example.com/?a=1', 'http://example.com/?A=1'],
+    ['http://example.com/?a+b', 'http://example.com/?a%20b'],
+    ['http://example.com/?a+b', 'http://example.com/?a%2Bb'],
+    ['http://example.com/a/b', 'http://example.com/a%2Fb'],
+    ['http://example.com/a?b', 'http://example.com/a%3Fb'],
+    ['http://example.com/%41', 'http://example.com/%2541'],
+    ['http://example.com/;a', 'http://example.com/%3Ba'],
+  ])('tells %s from %s', (one, other) => {
+    expect(canonicalUrl(one)).not.toBe(canonicalUrl(other));
   });
 
   it('takes 2,048 characters and not one more', () => {
@@ -71,37 +112,10 @@ describe('canonicalUrl', () => {
   });
 });
 
-// Text that is rich in what URLs trip over.
-const piece = fc.oneof(
-  fc.constantFrom(
-    '%',
-    '%2',
-    '%2e',
-    '%2E',
-    '.',
-    '..',
-    '/',
-    '//',
-    '\\',
-    '?',
-    '#',
-    '@',
-    ':',
-    '[',
-    ']',
-    '%41',
-    '%25',
-    '%00',
-  ),
-  fc.constantFrom('|', '^', '`', '{', '}', '"', "'", '<', ' ', '\t', 'ä', '。', '\u{1f600}', '&', '=', '+', '~', '*'),
-  fc.string({ unit: 'grapheme', maxLength: 4 }),
-  fc.stringMatching(/^%[0-9a-fA-F]{2}$/),
-);
-const rest = fc.array(piece, { maxLength: 12 }).map((pieces) => pieces.join(''));
 const anyUrl = fc.oneof(
   fc.webUrl({ withFragments: true, withQueryParameters: true }),
-  rest.map((text) => `http://example.com/${text}`),
-  rest.map((text) => `https://${text}`),
+  anyRest.map((text) => `http://example.com/${text}`),
+  anyRest.map((text) => `https://${text}`),
 );
 
 /** What canonicalUrl gives, or nothing for what it refuses. */
@@ -150,6 +164,32 @@ describe('canonicalUrl, whatever it is given,', () => {
       // Reserved characters are told apart from their escapes, so the structure stays.
       expect(is.pathname.split('/').length).toBe(was.pathname.split('/').length);
     });
+  });
+
+  it('is the same for two spellings that mean the same', () => {
+    const property = fc.property(twoSpellings, ([one, other]) => {
+      expect(canonicalUrl(one)).toBe(canonicalUrl(other));
+    });
+    fc.assert(property, { numRuns: 3_000 });
+  });
+
+  it('throws nothing but ArgumentError', () => {
+    const anyText = fc.oneof(
+      fc.string({ unit: 'binary' }),
+      // Halves of surrogate pairs and all.
+      fc.array(fc.nat(0xffff)).map((codes) => String.fromCharCode(...codes)),
+      fc.webUrl().chain((url) => fc.nat(url.length).chain((at) => anyRest.map((text) => url.slice(0, at) + text))),
+    );
+    const input = fc.oneof(
+      anyUrl,
+      anyText,
+      anyText.map((text) => `http://${text}`),
+      fc.anything(),
+    );
+    const property = fc.property(input, (given) => {
+      expect(typeof accepted(given as string)).toMatch(/^(string|undefined)$/);
+    });
+    fc.assert(property, { numRuns: 5_000 });
   });
 
   it('does not depend on the case of scheme, host and escapes', () => {

@@ -17,6 +17,7 @@ const COLUMNS: Record<KindName, Columns> = {
   crawl_url: { url_hash: 'u', content_hash: 'c', url: 'https://a.example/', raw_key: 'r', fetched_at: new Date() },
   crawl_content: { content_hash: 'c', raw_key: 'r', stored_at: new Date() },
   rejection: { subject_hash: 's', reason: 'gone', detail: '404', rejected_at: new Date(), expires_at: new Date() },
+  robots: { origin_hash: 'o', origin: 'https://a.example', rules: '', fetched_at: new Date(), expires_at: new Date() },
 };
 
 const tableOf = (kind: KindName) => KINDS.find(({ name }) => name === kind)?.table.name as string;

@@ -2,7 +2,8 @@
 import { readFile } from 'node:fs/promises';
 import { createRequire } from 'node:module';
 import { dirname, join } from 'node:path';
-import sharp from 'sharp';
+import sharp, { type Sharp } from 'sharp';
+import type { Raster } from '../../src/images/decoder.js';
 
 const FACE_API = dirname(createRequire(import.meta.url).resolve('@vladmandic/face-api/package.json'));
 
@@ -33,6 +34,32 @@ export function mirrored(image: Buffer): Promise<Buffer> {
   return sharp(image).flop().jpeg({ quality: 95 }).toBuffer();
 }
 
+/** How the stored picture came from the upright one (EXIF 2.32, tag 0x0112): mirrored first, then turned. */
+const TURNS = {
+  1: [false, 0],
+  2: [true, 0],
+  3: [false, 180],
+  4: [true, 180],
+  5: [true, 270],
+  6: [false, 270],
+  7: [true, 90],
+  8: [false, 90],
+} as const;
+
+export type Orientation = keyof typeof TURNS;
+export const ORIENTATIONS: readonly Orientation[] = [1, 2, 3, 4, 5, 6, 7, 8];
+
+/** The picture as a camera held in this orientation stores it: turned, with the tag that turns it back. */
+export async function storedIn(
+  orientation: Orientation,
+  image: Buffer,
+  encode = (picture: Sharp) => picture.jpeg({ quality: 90 }),
+): Promise<Buffer> {
+  const [mirror, degrees] = TURNS[orientation];
+  const turned = await sharp(image).flop(mirror).png().toBuffer();
+  return encode(sharp(turned).rotate(degrees).withMetadata({ orientation })).toBuffer();
+}
+
 /** One colour all over, as PNG. */
 export function flatImage(width: number, height: number, background = '#4080c0'): Promise<Buffer> {
   return sharp({ create: { width, height, channels: 3, background } })
@@ -47,18 +74,33 @@ export function gradientImage(width: number, height: number): Promise<Buffer> {
 
 /** Grey noise, the same for the same `seed`, as PNG. */
 export function noiseImage(width: number, height: number, seed = 1): Promise<Buffer> {
+  const random = randomBelow(seed);
+  return rgbImage(width, height, () => random(256));
+}
+
+/** Integers from 0 to below 2^24, the same row of them for the same `seed`. */
+export function randomBelow(seed: number): (bound: number) => number {
   let state = seed >>> 0;
-  return rgbImage(width, height, () => {
+  return (bound) => {
     // A linear congruential generator (Numerical Recipes): its high bits are good enough to look at.
     state = (Math.imul(state, 1_664_525) + 1_013_904_223) >>> 0;
-    return state >>> 24;
-  });
+    return Math.floor(((state >>> 8) * bound) / 2 ** 24);
+  };
 }
 
 /** A grey PNG whose every pixel `level` (0 to 255) names. */
 export function rgbImage(width: number, height: number, level: (x: number, y: number) => number): Promise<Buffer> {
+  return pngOf(rgbRaster(width, height, level));
+}
+
+export function rgbRaster(width: number, height: number, level: (x: number, y: number) => number): Raster {
   const data = Buffer.alloc(width * height * 3);
   for (let i = 0; i < width * height; i++) data.fill(level(i % width, Math.floor(i / width)), i * 3, i * 3 + 3);
+  return { data, width, height };
+}
+
+/** The same pixels as PNG. */
+export function pngOf({ data, width, height }: Raster): Promise<Buffer> {
   return sharp(data, { raw: { width, height, channels: 3 } })
     .png()
     .toBuffer();

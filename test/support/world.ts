@@ -23,6 +23,9 @@ export interface World extends AsyncDisposable {
   readonly logs: Record<string, unknown>[];
 }
 
+/** Sites of our own need no consideration, unless a test is about that. */
+const IMPOLITE = { FETCH_HOST_GAP_MS: '0', FETCH_HOST_CONCURRENCY: '100', FETCH_ROBOTS: 'ignore' };
+
 export async function createWorld(): Promise<World> {
   const namespace = `t${randomBytes(5).toString('hex')}`;
   const databaseUrl = await createDatabase(namespace);
@@ -31,7 +34,7 @@ export async function createWorld(): Promise<World> {
   const apps: App[] = [];
   const logs: Record<string, unknown>[] = [];
   const config = (env: Record<string, string> = {}) =>
-    toConfig({ DATABASE_URL: databaseUrl, REDIS_URL: redisUrl, STORAGE_URL: `file:${folder}`, PORT: '0', ...env });
+    toConfig({ ...IMPOLITE, DATABASE_URL: databaseUrl, REDIS_URL: redisUrl, STORAGE_URL: `file:${folder}`, PORT: '0', ...env });
   return {
     namespace,
     databaseUrl,

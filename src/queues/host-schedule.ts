@@ -1,0 +1,112 @@
+/**
+ * When a request to a host may begin, over all processes: at most so many at once, and a gap between any two beginnings.
+ * What is known of a host lives where the queue lives, since a job that has to wait waits there and in no slot.
+ *
+ *     enter  asks for a permit; without a free one the job queues up at the host
+ *     again  one more request under the same permit, a gap later
+ *     leave  gives the permit back; with `coolMs`, nobody begins before that
+ *     look   tells how the job stands
+ *
+ * Whoever steps gives free permits to those who wait, first come, first served, each with its own time to begin, and has
+ * their jobs woken then: nobody is woken only to be turned away. Permits are leases: of a job that died, the next step at
+ * its host takes it back; the first in line wakes up by itself should there be none.
+ */
+import type { Queue } from 'bullmq';
+import { DeferredError } from '../errors.js';
+import { answered } from './index.js';
+import type { QueueState } from './state.js';
+
+export interface HostRules {
+  /** Requests at once. */
+  readonly most: number;
+  /** Milliseconds from one beginning to the next. */
+  readonly gapMs: number;
+  /** Milliseconds after which a request that did not end counts as dead: longer than any lasts. */
+  readonly leaseMs: number;
+}
+
+/** How a job stands after a step. */
+export interface Standing {
+  readonly job: string;
+  /** Until it may begin; where it is not booked, until it should ask again if nobody woke it. */
+  readonly delayMs: number;
+  /** Whether it has a permit. */
+  readonly booked: boolean;
+}
+
+export type Step = 'enter' | 'again' | 'leave' | 'look';
+
+/** The right to make one request at a time to a host. */
+export interface Permit {
+  /** Books the next request. @throws {DeferredError} where it may not begin yet */
+  again(rules: HostRules): Promise<void>;
+  leave(rules: HostRules, coolMs?: number): Promise<void>;
+}
+
+/** A step takes a few milliseconds. */
+const DEADLINE_MS = 900;
+/** Jobs in a long line look up now and then, should what was kept of the line be lost. */
+const LONGEST_WAIT_MS = 3_600_000;
+
+export class HostSchedule {
+  constructor(
+    private readonly state: QueueState,
+    private readonly queue: Queue,
+  ) {}
+
+  /**
+   * Resolves with a permit, which has to be given back.
+   *
+   * @throws {DeferredError} where the job has to wait; it keeps its place in the line
+   * @throws {QueueUnavailableError}
+   */
+  async enter(host: string, job: string, rules: HostRules): Promise<Permit> {
+    await this.#admit('enter', host, job, rules);
+    return {
+      again: (next) => this.#admit('again', host, job, next),
+      leave: (last, coolMs = 0) => this.leave(host, job, last, coolMs),
+    };
+  }
+
+  /** Gives up what the job has at the host, be it a permit or a place in the line. @throws {QueueUnavailableError} */
+  async leave(host: string, job: string, rules: HostRules, coolMs = 0): Promise<void> {
+    await this.#step('leave', host, job, { ...rules, coolMs });
+  }
+
+  async #admit(step: 'enter' | 'again', host: string, job: string, rules: HostRules): Promise<void> {
+    const own = await this.#step(step, host, job, rules);
+    if (!own || (own.booked && own.delayMs === 0)) return;
+    const delayMs = own.booked ? own.delayMs : Math.min(own.delayMs, LONGEST_WAIT_MS);
+    // Whoever gave it a permit in the meantime found it where it was not to be woken yet.
+    const settled = async () => {
+      const now = await this.#step('look', host, job, rules);
+      if (now?.booked && (!own.booked || now.delayMs > delayMs)) await this.#wake(host, now, rules);
+    };
+    throw new DeferredError(delayMs, `${host} is busy`, settled);
+  }
+
+  /** @returns how the job itself stands */
+  async #step(
+    step: Step,
+    host: string,
+    job: string,
+    rules: HostRules & { coolMs?: number },
+  ): Promise<Standing | undefined> {
+    const standings = await answered(this.state.visit(step, host, job, rules), DEADLINE_MS);
+    const others = standings.filter((one) => one.job !== job);
+    await Promise.all(others.map((other) => this.#wake(host, other, rules)));
+    return standings.find((one) => one.job === job);
+  }
+
+  /** What fails here, the job's own time to look up makes good. */
+  async #wake(host: string, { job: id, delayMs }: Standing, rules: HostRules): Promise<void> {
+    const job = await this.queue.getJob(id).catch(() => null);
+    if (job === undefined) {
+      // Nobody will ever use its permit: the next one in line does.
+      await this.leave(host, id, rules);
+    } else if (job) {
+      // Where it is not delayed yet, it looks for itself once it is; where it runs already, it has its permit.
+      await (delayMs > 0 ? job.changeDelay(delayMs) : job.promote()).catch(() => undefined);
+    }
+  }
+}

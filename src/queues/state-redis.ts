@@ -1,0 +1,146 @@
+/** `QueueState` on Redis: what `queue_state.*` of `drizzle/` does on PostgreSQL, at once and by the server's clock. */
+import { Redis } from 'ioredis';
+import { evaluate } from '../redis-script.js';
+import type { HostRules, Standing, Step } from './host-schedule.js';
+import type { QueueState } from './state.js';
+
+/** Longer than anybody is in line. */
+const FORGET_MS = 30 * 24 * 3_600_000;
+
+/**
+ * KEYS: host (hash: `next`, `cooled`), permits (sorted by their end), starts (hash: beginning of a permit, 0 once it has
+ * begun), line (sorted by place). ARGV: step, job, most, gap, lease, cool; all times in milliseconds. Only the next
+ * beginning is booked: the one behind it is a gap after it really was, however late that may be.
+ */
+const VISIT = `
+local step, job = ARGV[1], ARGV[2]
+local most, gap, lease, cool = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local next = tonumber(redis.call('HGET', KEYS[1], 'next') or 0)
+local cooled = tonumber(redis.call('HGET', KEYS[1], 'cooled') or 0)
+local answer = {}
+
+local function release(one)
+  redis.call('ZREM', KEYS[2], one)
+  redis.call('HDEL', KEYS[3], one)
+end
+local function hold(one, start, begun)
+  redis.call('ZADD', KEYS[2], math.max(start, now) + lease, one)
+  redis.call('HSET', KEYS[3], one, begun and 0 or start)
+end
+local function edge(last)
+  local found = redis.call('ZRANGE', KEYS[4], last, last, 'WITHSCORES')
+  return tonumber(found[2] or 0)
+end
+local function mayGrant()
+  local permits = redis.call('HVALS', KEYS[3])
+  if #permits >= most then return false end
+  for _, start in ipairs(permits) do
+    if gap > 0 and start ~= '0' then return false end
+  end
+  return true
+end
+
+for _, dead in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now)) do release(dead) end
+
+if step == 'leave' then
+  local start = tonumber(redis.call('HGET', KEYS[3], job) or 0)
+  if start > 0 then next = math.min(next, start) end
+  release(job)
+  redis.call('ZREM', KEYS[4], job)
+  if cool > 0 then
+    cooled = math.max(cooled, now + cool)
+    next = math.max(next, cooled)
+    local held = redis.call('ZRANGE', KEYS[2], 0, -1)
+    local place = math.min(edge(0), 0)
+    for i = #held, 1, -1 do
+      if redis.call('HGET', KEYS[3], held[i]) ~= '0' then
+        release(held[i])
+        place = place - 1
+        redis.call('ZADD', KEYS[4], place, held[i])
+      end
+    end
+  end
+elseif step == 'enter' or step == 'again' then
+  local start = tonumber(redis.call('HGET', KEYS[3], job) or -1)
+  if start >= 0 and step == 'enter' and now < cooled then
+    release(job)
+    start = -1
+  end
+  if start < 0 then
+    redis.call('ZADD', KEYS[4], 'NX', math.max(edge(-1), 0) + 1, job)
+  else
+    if step == 'again' then start = math.max(now, next) end
+    next = math.max(next, math.max(start, now) + gap)
+    hold(job, start, start <= now)
+  end
+end
+
+while mayGrant() do
+  local first = redis.call('ZPOPMIN', KEYS[4])[1]
+  if not first then break end
+  next = math.max(now, next)
+  hold(first, next, first == job and step ~= 'look' and next <= now)
+  if first ~= job then answer[#answer + 1] = { first, next - now, 1 } end
+  next = next + gap
+end
+
+if step ~= 'leave' then
+  local start = tonumber(redis.call('HGET', KEYS[3], job) or -1)
+  if start >= 0 then
+    answer[#answer + 1] = { job, math.max(start - now, 0), 1 }
+  else
+    local ahead = (redis.call('ZRANK', KEYS[4], job) or -1) + 1
+    answer[#answer + 1] = { job, math.max(next - now, 0) + ahead * gap + math.ceil(ahead / most) * lease, 0 }
+  end
+end
+
+redis.call('HSET', KEYS[1], 'next', next, 'cooled', cooled)
+for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ${FORGET_MS}) end
+return answer
+`;
+
+/** KEYS: tenants (hash: last turn). ARGV: tenant, wanted, present. Answers with the first of the turns. */
+const TAKE_TURNS = `
+local last = math.max(tonumber(redis.call('HGET', KEYS[1], ARGV[1]) or 0), tonumber(ARGV[3]))
+redis.call('HSET', KEYS[1], ARGV[1], last + ARGV[2])
+return last + 1
+`;
+
+export class RedisQueueState implements QueueState {
+  readonly #redis: Redis;
+
+  constructor(
+    url: string,
+    private readonly prefix: string,
+    onError: (error: Error) => void,
+  ) {
+    this.#redis = new Redis(url, { lazyConnect: true, maxRetriesPerRequest: 1 });
+    this.#redis.on('error', onError);
+  }
+
+  async visit(
+    step: Step,
+    host: string,
+    job: string,
+    { most, gapMs, leaseMs, coolMs = 0 }: HostRules & { coolMs?: number },
+  ): Promise<Standing[]> {
+    const keys = ['', ':permits', ':starts', ':line'].map((part) => `${this.prefix}:host:${host}${part}`);
+    const answer = await evaluate(this.#redis, VISIT, keys, [step, job, most, gapMs, leaseMs, coolMs]);
+    return (answer as [string, number, number][]).map(([name, delayMs, booked]) => ({
+      job: name,
+      delayMs,
+      booked: booked === 1,
+    }));
+  }
+
+  async takeTurns(queue: string, tenantId: string, wanted: number, present: number): Promise<number> {
+    const args = [tenantId, wanted, present];
+    return (await evaluate(this.#redis, TAKE_TURNS, [`${this.prefix}:turns:${queue}`], args)) as number;
+  }
+
+  async close(): Promise<void> {
+    this.#redis.disconnect();
+  }
+}

@@ -1,0 +1,249 @@
+/** Who may ask a host, and when: over several workers, on both stores, with a host that counts. */
+import { setTimeout as pause } from 'node:timers/promises';
+import { describe, expect, test } from 'vitest';
+import type { App } from '../../src/app.js';
+import { DeferredError } from '../../src/errors.js';
+import { crawlQueue } from '../../src/queues/crawl.js';
+import { HostSchedule } from '../../src/queues/host-schedule.js';
+import { type CrawlWork, enqueueOne, image, startWork, untilState } from '../support/queue-work.js';
+import { until } from '../support/until.js';
+import { createWorld } from '../support/world.js';
+
+/** Longer than any test: who waits for a lease to end, waits in vain. */
+const LONG_MS = 600_000;
+const HOST = 'images.example:8080';
+
+/** A host that counts whom it serves. */
+class Counting {
+  readonly begun: number[] = [];
+  inFlight = 0;
+  most = 0;
+
+  async serve(ms: number): Promise<void> {
+    this.begun.push(Date.now());
+    this.most = Math.max(this.most, ++this.inFlight);
+    await pause(ms);
+    this.inFlight--;
+  }
+
+  /** Milliseconds from one beginning to the next. */
+  get gaps(): number[] {
+    const sorted = this.begun.toSorted((a, b) => a - b);
+    return sorted.slice(1).map((at, i) => at - (sorted[i] as number));
+  }
+}
+
+describe.each(['redis', 'postgres'])('host schedule on %s', (backend) => {
+  const env: Record<string, string> = backend === 'postgres' ? { REDIS_URL: 'none' } : {};
+  const scheduleOf = (app: App) => new HostSchedule(app.backend.state, app.queues.get('crawl'));
+  const rules = (changes = {}) => ({ most: 2, gapMs: 0, leaseMs: LONG_MS, ...changes });
+
+  /** A worker whose jobs visit the hosts of their URLs, for as long as `msOf` says. */
+  function visiting(app: App, hosts: Map<string, Counting>, ruled: ReturnType<typeof rules>, msOf: () => number) {
+    const schedule = scheduleOf(app);
+    const work: CrawlWork = async ({ url }, { id }) => {
+      const { host } = new URL(url);
+      const permit = await schedule.enter(host, id, ruled);
+      await hosts.get(host)?.serve(msOf());
+      await permit.leave(ruled);
+      return { outcome: 'stored' };
+    };
+    return startWork(app, work, { concurrency: 8 });
+  }
+
+  async function completed(app: App, ids: readonly string[]): Promise<number[]> {
+    const queue = app.queues.get('crawl');
+    await until('all jobs to complete', async () => (await queue.getCompletedCount()) === ids.length, 60_000);
+    const jobs = await Promise.all(ids.map((id) => queue.getJob(id)));
+    expect(jobs.map((job) => job?.attemptsMade)).toEqual(ids.map(() => 1));
+    return jobs.map((job) => job?.attemptsStarted ?? 0);
+  }
+
+  test('no host has more than its limit at once, over three workers; nobody is woken only to be turned away', async () => {
+    await using world = await createWorld();
+    const apps = [1, 2, 3].map(() => world.app(env));
+    const names = ['a.example', 'b.example', 'c.example:81'];
+    const hosts = new Map(names.map((name) => [name, new Counting()]));
+    for (const app of apps) visiting(app, hosts, rules({ most: 3 }), () => 5 + Math.random() * 20);
+    const [app] = apps as [App];
+    const payloads = Array.from({ length: 90 }, (_, n) => image(n, { url: `http://${names[n % 3]}/${n}.jpg` }));
+    const runs = await completed(app, await app.queues.enqueue(crawlQueue, payloads));
+    for (const host of hosts.values()) {
+      expect(host.begun).toHaveLength(30);
+      expect(host.most).toBe(3);
+    }
+    // The run that queued up, and the one that had its turn.
+    expect(Math.max(...runs)).toBeLessThanOrEqual(2);
+  });
+
+  test('there is a gap between any two beginnings at a host, and none between hosts', async () => {
+    await using world = await createWorld();
+    const apps = [1, 2].map(() => world.app(env));
+    const hosts = new Map(['a.example', 'b.example'].map((name) => [name, new Counting()]));
+    for (const app of apps) visiting(app, hosts, rules({ most: 4, gapMs: 60 }), () => 5);
+    const [app] = apps as [App];
+    const payloads = [...hosts.keys()].flatMap((name) =>
+      Array.from({ length: 12 }, (_, n) => image(n, { url: `http://${name}/${n}.jpg` })),
+    );
+    await completed(app, await app.queues.enqueue(crawlQueue, payloads));
+    // From the answer of the store to the beginning, a process may take a moment, and the next one less.
+    for (const host of hosts.values()) {
+      expect(Math.min(...host.gaps)).toBeGreaterThan(60 - 30);
+      expect(host.gaps.reduce((all, gap) => all + gap, 0)).toBeGreaterThan(11 * 60 - 30);
+    }
+    const all = [...hosts.values()].flatMap(({ begun }) => begun).sort((a, b) => a - b);
+    expect(all.slice(1).some((at, i) => at - (all[i] as number) < 40)).toBe(true);
+  });
+
+  test('the next beginning is booked, and the one behind it once that has begun', async () => {
+    await using world = await createWorld();
+    const schedule = scheduleOf(world.app(env));
+    const ruled = rules({ most: 3, gapMs: 10_000 });
+    await schedule.enter(HOST, 'first', ruled);
+    const second = await deferral(schedule.enter(HOST, 'second', ruled));
+    expect(second.delayMs).toBeGreaterThan(9_000);
+    expect(second.delayMs).toBeLessThanOrEqual(10_000);
+    // Asking again changes nothing.
+    expect((await deferral(schedule.enter(HOST, 'second', ruled))).delayMs).toBeLessThanOrEqual(second.delayMs);
+    // The third is woken once the second begins, and looks up by itself should all of them die.
+    expect((await deferral(schedule.enter(HOST, 'third', ruled))).delayMs).toBeGreaterThan(LONG_MS / 2);
+    await schedule.leave(HOST, 'second', ruled);
+    const third = await deferral(schedule.enter(HOST, 'third', ruled));
+    expect(third.delayMs).toBeLessThanOrEqual(20_000);
+  });
+
+  test('who begins late moves those behind it: there is a gap after the real beginning', async () => {
+    await using world = await createWorld();
+    const schedule = scheduleOf(world.app(env));
+    const ruled = rules({ most: 3, gapMs: 300 });
+    await schedule.enter(HOST, 'first', ruled);
+    await deferral(schedule.enter(HOST, 'second', ruled));
+    await deferral(schedule.enter(HOST, 'third', ruled));
+    await pause(900);
+    await schedule.enter(HOST, 'second', ruled);
+    expect((await deferral(schedule.enter(HOST, 'third', ruled))).delayMs).toBeGreaterThan(150);
+  });
+
+  test('who leaves wakes the next in line, first come, first served', async () => {
+    await using world = await createWorld();
+    const app = world.app(env);
+    const schedule = scheduleOf(app);
+    const order: string[] = [];
+    const permit = await schedule.enter(HOST, 'holder', rules({ most: 1 }));
+    startWork(app, async ({ url }, { id }) => {
+      const own = await schedule.enter(HOST, id, rules({ most: 1 }));
+      order.push(url);
+      await own.leave(rules({ most: 1 }));
+      return { outcome: 'stored' };
+    });
+    const ids: string[] = [];
+    for (const n of [1, 2, 3]) {
+      ids.push(await enqueueOne(app, image(n)));
+      await untilState(app, ids.at(-1) as string, 'delayed');
+    }
+    expect(order).toEqual([]);
+    await permit.leave(rules({ most: 1 }));
+    for (const id of ids) await untilState(app, id, 'completed');
+    expect(order).toEqual([1, 2, 3].map((n) => image(n).url));
+  });
+
+  test('who is given a permit before it waits in its queue finds it once it does', async () => {
+    await using world = await createWorld();
+    const app = world.app(env);
+    const schedule = scheduleOf(app);
+    const holder = await schedule.enter(HOST, 'holder', rules({ most: 1 }));
+    startWork(app, async (_, { id }) => {
+      const own = await schedule.enter(HOST, id, rules({ most: 1 })).catch(async (error) => {
+        // Between the answer and the queue.
+        await holder.leave(rules({ most: 1 }));
+        throw error;
+      });
+      await own.leave(rules({ most: 1 }));
+      return { outcome: 'stored' };
+    });
+    await untilState(app, await enqueueOne(app), 'completed');
+  });
+
+  test('a host that is cooled down is left alone, by those who had booked too; then the line goes on as it was', async () => {
+    await using world = await createWorld();
+    const app = world.app(env);
+    const schedule = scheduleOf(app);
+    const ruled = rules({ most: 3, gapMs: 200 });
+    const order: string[] = [];
+    const began: number[] = [];
+    const permit = await schedule.enter(HOST, 'holder', ruled);
+    startWork(app, async ({ url }, { id }) => {
+      const own = await schedule.enter(HOST, id, ruled);
+      began.push(Date.now());
+      order.push(url);
+      await own.leave(ruled);
+      return { outcome: 'stored' };
+    });
+    const ids: string[] = [];
+    for (const n of [1, 2, 3, 4]) {
+      ids.push(await enqueueOne(app, image(n)));
+      // The first may have had its time by now.
+      await untilState(app, ids.at(-1) as string, 'delayed', 'completed');
+    }
+    const before = order.length;
+    const cooled = Date.now();
+    await permit.leave(ruled, 1_500);
+    for (const id of ids) await untilState(app, id, 'completed');
+    expect(order).toEqual([1, 2, 3, 4].map((n) => image(n).url));
+    expect(before).toBeLessThan(4);
+    expect(Math.min(...began.slice(before)) - cooled).toBeGreaterThanOrEqual(1_490);
+  });
+
+  test('of a job that died the permit comes back, and of one that was removed at once', async () => {
+    await using world = await createWorld();
+    const app = world.app(env);
+    const schedule = scheduleOf(app);
+    const dying = rules({ most: 1, leaseMs: 400 });
+    await schedule.enter(HOST, 'dead', dying);
+    startWork(app, async (_, { id }) => {
+      const own = await schedule.enter(HOST, id, dying);
+      await own.leave(dying);
+      return { outcome: 'stored' };
+    });
+    // Nobody wakes it: it looks up when the lease must have ended.
+    await untilState(app, await enqueueOne(app), 'completed');
+
+    const holder = await schedule.enter(HOST, 'holder', rules({ most: 1 }));
+    const [removed, next] = [await enqueueOne(app, image(2)), await enqueueOne(app, image(3))];
+    for (const id of [removed, next]) await untilState(app, id, 'delayed');
+    await (await app.queues.get('crawl').getJob(removed))?.remove();
+    await holder.leave(rules({ most: 1 }));
+    await untilState(app, next, 'completed');
+  });
+
+  test('a job that runs again after its death has its permit still', async () => {
+    await using world = await createWorld();
+    const schedule = scheduleOf(world.app(env));
+    await schedule.enter(HOST, 'one', rules({ most: 1 }));
+    await schedule.enter(HOST, 'one', rules({ most: 1 }));
+    await deferral(schedule.enter(HOST, 'other', rules({ most: 1 })));
+  });
+
+  test('`again` keeps the place, and books a gap later', async () => {
+    await using world = await createWorld();
+    const schedule = scheduleOf(world.app(env));
+    const permit = await schedule.enter(HOST, 'one', rules({ most: 1 }));
+    await deferral(schedule.enter(HOST, 'other', rules({ most: 1 })));
+    await permit.again(rules({ most: 1 }));
+    const later = await deferral(
+      permit.again(rules({ most: 1, gapMs: 5_000 })).then(() => permit.again(rules({ most: 1 }))),
+    );
+    expect(later.delayMs).toBeGreaterThan(4_000);
+    expect(later.delayMs).toBeLessThanOrEqual(5_000);
+    await deferral(schedule.enter(HOST, 'other', rules({ most: 1 })));
+  });
+});
+
+async function deferral(work: Promise<unknown>): Promise<DeferredError> {
+  const error = await work.then(
+    () => new Error('it was not put off'),
+    (thrown: unknown) => thrown,
+  );
+  expect(error).toBeInstanceOf(DeferredError);
+  return error as DeferredError;
+}

@@ -1,0 +1,261 @@
+/** Crawl workers and their hosts: permission first, one at a time where they ask for it, and never more than they bear. */
+import { setTimeout as pause } from 'node:timers/promises';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import type { App } from '../../src/app.js';
+import { crawlQueue } from '../../src/queues/crawl.js';
+import { startWorkers, type Workers } from '../../workers/start.js';
+import { crawled, crawlJob, ended } from '../support/crawl-run.js';
+import { flatImage } from '../support/images.js';
+import { PuppetEngine } from '../support/puppet-engine.js';
+import { CRAWL_DELAY_S, type Site, startSite, throttled } from '../support/site.js';
+import { createWorld, type World } from '../support/world.js';
+
+const PICTURE = await flatImage(20, 20, '#305070');
+
+describe.each([
+  { backend: 'redis', env: {} },
+  { backend: 'postgres', env: { QUEUE_BACKEND: 'postgres' } },
+])('politeness, queues on $backend', ({ env }) => {
+  let world: World;
+  let site: Site;
+  let app: App;
+  let running: Workers[];
+
+  beforeEach(async () => {
+    world = await createWorld();
+    site = await startSite();
+    running = [];
+  });
+
+  afterEach(async () => {
+    await Promise.all(running.map((workers) => workers.stop(5_000)));
+    await site.close();
+    await world[Symbol.asyncDispose]();
+  });
+
+  function start(more: Record<string, string> = {}): App {
+    const limits = { FETCH_ALLOW: '127.0.0.0/8:*', FETCH_ROBOTS: 'honour', FETCH_TIMEOUT_MS: '10000' };
+    const started = world.app({ ...env, ...limits, ...more }, { engine: new PuppetEngine(), retryBaseMs: 20 });
+    running.push(startWorkers(started, ['crawl']));
+    return started;
+  }
+
+  const picture = (n: number | string, on = site) => on.put(`/${n}.png`, { body: PICTURE, type: 'image/png' });
+  const enqueue = (urls: readonly string[], tenantId = 'acme') =>
+    app.queues.enqueue(
+      crawlQueue,
+      urls.map((url) => ({ v: 1 as const, tenantId, url })),
+    );
+  const allEnded = (ids: readonly string[]) => Promise.all(ids.map((id) => ended(app, 'crawl', id)));
+
+  describe('robots.txt', () => {
+    test.each([
+      'allow',
+      'empty',
+      'html',
+      'binary',
+      'missing',
+      'gone',
+      'unauthorized',
+      'forbidden',
+      'redirect',
+    ] as const)('%s: the image is fetched, and the file once a host', async (sort) => {
+      app = start();
+      site.robots(sort);
+      for (const n of [1, 2]) expect(await crawled(app, 'acme', picture(n))).not.toMatchObject({ outcome: 'rejected' });
+      expect(site.countOf('/robots.txt')).toBe(1);
+      expect(site.requests[0]?.headers['user-agent']).toMatch(/^hybrid-cache-service\//);
+    });
+
+    test.each(['disallow', 'byte-order-mark', 'gzip'] as const)('%s: no image is ever asked for', async (sort) => {
+      app = start();
+      site.robots(sort);
+      const url = picture(1);
+      const refusal = { outcome: 'rejected', reason: 'robots', detail: expect.stringContaining('/robots.txt, line 2') };
+      expect(await crawled(app, 'acme', url)).toEqual(refusal);
+      expect(await crawled(app, 'acme', `${url}?again`)).toEqual(refusal);
+      expect(site.requests.map(({ path }) => path)).toEqual(['/robots.txt']);
+      // The refusal is remembered: not even the rules are looked at again.
+      expect(await crawled(app, 'acme', url)).toEqual(refusal);
+    });
+
+    test.each([
+      ['error', 'server-error'],
+      ['reset', 'server-error'],
+      ['hang', 'timeout'],
+      ['endless', 'server-error'],
+    ] as const)('%s: nothing is allowed while nobody can say', async (sort, reason) => {
+      app = start({ FETCH_TIMEOUT_MS: '1500' });
+      site.robots(sort);
+      const [id = ''] = await enqueue([picture(1)]);
+      await site.until(({ requests }) => requests.length > 0);
+      const job = await waitingForRetry(app, id);
+      expect(job.failedReason || job.stacktrace?.join()).toContain(reason);
+      expect(site.countOf('/1.png')).toBe(0);
+    });
+
+    test('each tenant asks for itself, and nobody else’s answer is told', async () => {
+      app = start();
+      site.robots('disallow');
+      for (const tenant of ['acme', 'other']) {
+        expect(await crawled(app, tenant, picture(1))).toMatchObject({ outcome: 'rejected', reason: 'robots' });
+      }
+      expect(site.countOf('/robots.txt')).toBe(2);
+    });
+
+    test('where a redirect leads is asked too', async () => {
+      app = start();
+      await using other = await startSite({ host: '127.0.0.2' });
+      site.robots('allow');
+      other.robots('disallow');
+      const url = site.redirect('/moved.png', picture(1, other));
+      expect(await crawled(app, 'acme', url)).toMatchObject({ outcome: 'rejected', reason: 'robots' });
+      expect(other.requests.map(({ path }) => path)).toEqual(['/robots.txt']);
+    });
+
+    test('a crowd of a host that nobody knows asks for its rules once', async () => {
+      app = start();
+      site.robots('allow');
+      const ids = await enqueue(Array.from({ length: 20 }, (_, n) => picture(n)));
+      for (const job of await allEnded(ids)) expect(job.state).toBe('completed');
+      expect(site.countOf('/robots.txt')).toBe(1);
+    });
+
+    test('Crawl-delay is kept', async () => {
+      app = start();
+      site.robots('crawl-delay');
+      const ids = await enqueue([1, 2, 3].map((n) => picture(n)));
+      for (const job of await allEnded(ids)) expect(job).toMatchObject({ state: 'completed', attempts: 1 });
+      const times = site.requests.map(({ at }) => at);
+      expect(times).toHaveLength(4);
+      for (let i = 2; i < times.length; i++) {
+        expect((times[i] as number) - (times[i - 1] as number)).toBeGreaterThan(CRAWL_DELAY_S * 1_000 - 100);
+      }
+    });
+
+    test('`ignore` asks for no rules', async () => {
+      app = start({ FETCH_ROBOTS: 'ignore' });
+      site.robots('disallow');
+      const url = site.put('/noindex.png', {
+        body: PICTURE,
+        type: 'image/png',
+        headers: { 'x-robots-tag': 'noindex' },
+      });
+      expect(await crawled(app, 'acme', url)).toMatchObject({ outcome: 'stored' });
+      expect(site.countOf('/robots.txt')).toBe(0);
+    });
+  });
+
+  test('X-Robots-Tag: an image that is not to be indexed is not read, one that others may not index is', async () => {
+    app = start();
+    const tagged = (path: string, tag: string) =>
+      site.put(path, { body: PICTURE, type: 'image/png', headers: { 'x-robots-tag': tag } });
+    const refused = await crawled(app, 'acme', tagged('/no.png', 'noimageindex'));
+    expect(refused).toMatchObject({
+      outcome: 'rejected',
+      reason: 'robots',
+      detail: expect.stringContaining('X-Robots-Tag'),
+    });
+    expect(await crawled(app, 'acme', tagged('/yes.png', 'googlebot: noindex'))).toMatchObject({ outcome: 'stored' });
+  });
+
+  test('no host sees more than its limit, nor requests without a gap, over three workers; no attempt is spent on waiting', async () => {
+    const politely = { FETCH_HOST_CONCURRENCY: '2', FETCH_HOST_GAP_MS: '100', FETCH_ROBOTS: 'ignore' };
+    app = start(politely);
+    start(politely);
+    start(politely);
+    await using other = await startSite({ host: '127.0.0.2' });
+    const slow = (on: Site, n: number) => {
+      const { url, release } = on.hold(`/${n}.png`, { body: PICTURE, type: 'image/png' });
+      void on
+        .until(({ requests }) => requests.some(({ path }) => path === `/${n}.png`))
+        .then(() => pause(400).then(release));
+      return url;
+    };
+    const urls = Array.from({ length: 12 }, (_, n) => [slow(site, n), slow(other, n)]).flat();
+    for (const job of await allEnded(await enqueue(urls)))
+      expect(job).toMatchObject({ state: 'completed', attempts: 1 });
+    for (const one of [site, other]) {
+      expect(one.requests).toHaveLength(12);
+      expect(one.inFlight().highest).toBe(2);
+      const times = one.requests.map(({ at }) => at);
+      // From the permit to the wire a process may take a moment, and the next one less: what counts is the long run.
+      for (let i = 6; i < times.length; i++) {
+        expect((times[i] as number) - (times[i - 6] as number)).toBeGreaterThan(6 * 100 - 250);
+      }
+    }
+  });
+
+  test('a redirect is a request of its own: it waits for its host, and goes on from there', async () => {
+    app = start({ FETCH_HOST_CONCURRENCY: '1', FETCH_HOST_GAP_MS: '150', FETCH_ROBOTS: 'ignore' });
+    const url = site.redirect('/from.png', picture('to'));
+    expect(await crawled(app, 'acme', url)).toMatchObject({ outcome: 'stored' });
+    expect(site.requests.map(({ path }) => path)).toEqual(['/from.png', '/to.png']);
+    const [first, second] = site.requests.map(({ at }) => at) as [number, number];
+    expect(second - first).toBeGreaterThan(120);
+  });
+
+  test('a host that has had enough is left alone for as long as it says, by all', async () => {
+    app = start({ FETCH_ROBOTS: 'ignore', FETCH_HOST_CONCURRENCY: '1' });
+    start({ FETCH_ROBOTS: 'ignore', FETCH_HOST_CONCURRENCY: '1' });
+    picture(0);
+    const first = site.failTimes('/0.png', 1, throttled(429, 1));
+    const ids = await enqueue([first]);
+    await site.until(({ requests }) => requests.length === 1);
+    ids.push(...(await enqueue([1, 2, 3].map((n) => picture(n)))));
+    for (const job of await allEnded(ids)) expect(job.state).toBe('completed');
+    const refusedAt = site.requests.find(({ path }) => path === '/0.png')?.at as number;
+    const after = site.requests.filter(({ at }) => at > refusedAt).map(({ at }) => at - refusedAt);
+    expect(after).toHaveLength(4);
+    expect(Math.min(...after)).toBeGreaterThan(980);
+    expect((await allEnded(ids)).map(({ attempts }) => attempts)).toEqual([2, 1, 1, 1]);
+  });
+
+  test('a job that finds its image known gives its place at the host back', async () => {
+    app = start({ FETCH_HOST_CONCURRENCY: '1', FETCH_ROBOTS: 'ignore' });
+    const held = site.hold('/held.png', { body: PICTURE, type: 'image/png' });
+    const [holding = ''] = await enqueue([held.url]);
+    await site.until(({ requests }) => requests.length === 1);
+    const waiting = await enqueue([picture('a'), picture('b')]);
+    await delayed(app, waiting);
+    // While they are in line, the images become known by other means.
+    const keys = { rawKey: 'raw/of/another' };
+    for (const name of ['a', 'b']) await app.cache.storeCrawledImage(`${site.url}/${name}.png`, PICTURE, keys, 'acme');
+    const [last = ''] = await enqueue([picture('c')]);
+    await delayed(app, [last]);
+    held.release();
+    for (const job of await allEnded([holding, ...waiting, last])) expect(job.state).toBe('completed');
+    expect(site.requests.map(({ path }) => path)).toEqual(['/held.png', '/c.png']);
+  });
+
+  test('a name that nobody can resolve is not asked for again for an hour, unless it is forced', async () => {
+    app = start();
+    const url = 'http://no-such-host.invalid/a.png';
+    expect(await crawlJob(app, 'acme', url)).toMatchObject({
+      state: 'failed',
+      attempts: 5,
+      error: expect.stringMatching(/^dns: /),
+    });
+    const again = await crawlJob(app, 'acme', url);
+    expect(again).toMatchObject({
+      state: 'failed',
+      attempts: 1,
+      error: expect.stringMatching(/^dns: .*within the last hour/),
+    });
+    expect(await crawlJob(app, 'acme', url, { force: true })).toMatchObject({ state: 'failed', attempts: 5 });
+  });
+});
+
+async function waitingForRetry(app: App, id: string) {
+  const queue = app.queues.get('crawl');
+  for (;;) {
+    const job = await queue.getJob(id);
+    if (job && job.attemptsMade > 0) return job;
+    await pause(20);
+  }
+}
+
+async function delayed(app: App, ids: readonly string[]): Promise<void> {
+  const queue = app.queues.get('crawl');
+  for (const id of ids) while ((await queue.getJobState(id)) !== 'delayed') await pause(10);
+}

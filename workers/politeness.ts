@@ -1,0 +1,141 @@
+/**
+ * Before every request to a stranger: may we, and when. Robots rules come through the hybrid cache; while nobody knows
+ * those of a host, one request at a time asks for them. The times are kept by the host schedule, over all processes.
+ */
+import { known } from '../src/cache/answer.js';
+import type { HybridCache } from '../src/cache/hybrid.js';
+import { entry } from '../src/cache/tier.js';
+import type { Fetcher, Leave } from '../src/crawl/fetch.js';
+import { allowedGap, robotsOf, unreachableRobots } from '../src/crawl/robots.js';
+import { RejectedError, RetryableError } from '../src/errors.js';
+import { sha256 } from '../src/kinds/identity.js';
+import { type Robots, robotsFiles } from '../src/kinds/robots.js';
+import type { HostRules, HostSchedule, Permit } from '../src/queues/host-schedule.js';
+
+/** More than is read of a robots.txt, so that one that is too large still is one. */
+const MAX_FILE_BYTES = 5 * 1024 * 1024;
+
+export interface PolitenessOptions {
+  /** Requests to a host at once. */
+  readonly hostConcurrency: number;
+  /** Milliseconds from one request to a host to the next. */
+  readonly hostGapMs: number;
+  /** Longer than any request lasts, in milliseconds. */
+  readonly leaseMs: number;
+  /** How long a host that has had enough of us is left alone, where it does not say, in milliseconds. */
+  readonly coolMs: number;
+  /** Our product token, which robots rules name; `null` passes over them. */
+  readonly crawler: string | null;
+}
+
+/** Who asks: a run of a job of a tenant. */
+export interface Visitor {
+  readonly tenantId: string;
+  /** The job's id in its queue. */
+  readonly jobId: string;
+  readonly signal: AbortSignal;
+}
+
+export class Politeness {
+  constructor(
+    private readonly schedule: HostSchedule,
+    private readonly cache: HybridCache,
+    private readonly fetcher: Pick<Fetcher, 'fetch'>,
+    private readonly options: PolitenessOptions,
+  ) {}
+
+  /** Our product token; `undefined` where robots rules are passed over. */
+  get crawler(): string | undefined {
+    return this.options.crawler ?? undefined;
+  }
+
+  /**
+   * Resolves when a request to this canonical URL may begin.
+   *
+   * @throws {DeferredError} where it has to wait
+   * @throws {RejectedError} `robots`
+   * @throws {RetryableError} where robots.txt cannot be had
+   */
+  async admit(visitor: Visitor, url: string): Promise<Leave> {
+    const { origin, host } = new URL(url);
+    const { crawler } = this;
+    if (crawler === undefined) return this.#enter(visitor, host, this.#rules());
+    const robots = await this.#known(visitor.tenantId, origin);
+    if (robots) return this.#enter(visitor, host, this.#rules(allowedGap(robots, url, crawler)));
+    const permit = await this.schedule.enter(host, visitor.jobId, { ...this.#rules(), most: 1 });
+    try {
+      const found = await this.#ask(visitor, origin);
+      const rules = this.#rules(allowedGap(found, url, crawler));
+      await permit.again(rules);
+      return this.#leaving(permit, rules);
+    } catch (error) {
+      // Who is only put off has booked, and comes back for it.
+      if (error instanceof RejectedError || error instanceof RetryableError)
+        await this.#leaving(permit, this.#rules())(error);
+      throw error;
+    }
+  }
+
+  /** Gives back what the job has booked at the URL's host, where it has no use for it any more. */
+  async forget(jobId: string, url: string): Promise<void> {
+    await this.schedule.leave(new URL(url).host, jobId, this.#rules());
+  }
+
+  #rules(gapMs = 0): HostRules {
+    const { hostConcurrency, hostGapMs, leaseMs } = this.options;
+    return { most: hostConcurrency, gapMs: Math.max(hostGapMs, gapMs), leaseMs };
+  }
+
+  async #enter({ jobId }: Visitor, host: string, rules: HostRules): Promise<Leave> {
+    return this.#leaving(await this.schedule.enter(host, jobId, rules), rules);
+  }
+
+  async #known(tenantId: string, origin: string): Promise<Robots | null> {
+    const robots = known(await this.cache.read(tenantId, robotsFiles, sha256(origin)));
+    return robots && robots.expiresAt > Date.now() ? robots : null;
+  }
+
+  async #ask(visitor: Visitor, origin: string): Promise<Robots> {
+    const robots = await this.#fetch(visitor, origin);
+    await this.cache.write([entry(visitor.tenantId, robotsFiles, sha256(origin), robots)], { hotWithoutDurable: true });
+    return robots;
+  }
+
+  /** RFC 9309 section 2.3.1: no file allows everything, and one that cannot be had nothing. */
+  async #fetch(visitor: Visitor, origin: string): Promise<Robots> {
+    const trail = [`${origin}/robots.txt`];
+    try {
+      const { bytes } = await this.fetcher.fetch(trail[0] as string, {
+        signal: visitor.signal,
+        maxBytes: MAX_FILE_BYTES,
+        trail,
+        // The permit for the origin itself is held already.
+        admit: async (url) =>
+          trail.length === 1 ? nothing : this.#enter(visitor, new URL(url).host, { ...this.#rules(), most: 1 }),
+      });
+      return robotsOf(origin, bytes);
+    } catch (error) {
+      if (error instanceof RejectedError) {
+        if (error.reason === 'too-large' || error.reason === 'unsupported')
+          return unreachableRobots(origin, error.message);
+        // What the image would meet too says so there.
+        if (error.reason === 'blocked-address' && trail.length === 1) throw error;
+        return robotsOf(origin, Buffer.alloc(0));
+      }
+      const asItWas = error instanceof RetryableError && error.reason !== 'dns' && error.reason !== 'throttled';
+      if (asItWas) return unreachableRobots(origin, error.message);
+      throw error;
+    }
+  }
+
+  /** Gives the permit back. Where that fails, its lease ends. */
+  #leaving(permit: Permit, rules: HostRules): Leave {
+    return async (error) => {
+      const throttled = error instanceof RetryableError && error.reason === 'throttled';
+      const coolMs = throttled ? (error.retryAfterMs ?? this.options.coolMs) : 0;
+      await permit.leave(rules, coolMs).catch(() => undefined);
+    };
+  }
+}
+
+const nothing: Leave = async () => undefined;
