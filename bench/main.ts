@@ -6,6 +6,7 @@ import { toConfig } from '../src/config.js';
 import { migrate } from '../src/db/migrate.js';
 import { startLocalStack } from '../src/local/stack.js';
 import type { Row } from './compare.js';
+import { crowdRows } from './crowd.js';
 import { hitRows, memoryRows } from './hits.js';
 import { imageRows } from './images.js';
 import { invalidationRows } from './invalidation.js';
@@ -42,6 +43,7 @@ async function measured(): Promise<Row[]> {
     ['invalidation', () => invalidationRows(world, stack.env)],
     ['outage', () => outageRows(world, stack)],
     ['images', () => imageRows(config.embedding.threads)],
+    ['crowd', () => crowdRows(world.app, stack.env, `${folder}/objects`)],
   ];
   const unknown = chosen.filter((word) => !subjects.some(([subject]) => subject === word));
   if (unknown.length > 0)

@@ -1,0 +1,173 @@
+/**
+ * Three worker processes, fifty fast hosts, and beside them hosts that are slow, that have had enough, and that want to be
+ * left alone: what the fast ones lose by the others, and that no host sees more than it bears, as it counts itself.
+ */
+import { type ChildProcess, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { createServer, type Server, type ServerResponse } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import { setTimeout as pause } from 'node:timers/promises';
+import sharp from 'sharp';
+import type { App } from '../src/app.js';
+import type { StackEnv } from '../src/local/running-stack.js';
+import { type CrawlPayload, crawlQueue } from '../src/queues/crawl.js';
+import { type Row, toRow } from './compare.js';
+
+const WORKERS = 3;
+const AT_ONCE = 4;
+const GAP_MS = 20;
+const SLOW_MS = 5_000;
+const RETRY_AFTER_S = 2;
+/** Requests that are on their way when a host says that it has enough are answered like that too. */
+const HEARD_MS = 500;
+const CRAWL_DELAY_S = 1;
+const FAST = { hosts: 50, images: 30 };
+const SLOW = { hosts: 10, images: 20 };
+const TIRED = { hosts: 10, images: 20 };
+const SHY = { hosts: 1, images: 20 };
+
+type Manner = 'fast' | 'slow' | 'tired' | 'shy';
+
+/** A host with an address of its own on loopback. */
+class Host {
+  readonly begun: number[] = [];
+  /** How often it was asked while it was to be left alone. */
+  intrusions = 0;
+  /** From the moment on at which everybody must have heard that it has enough. */
+  #quiet = { from: 0, until: 0 };
+  inFlight = 0;
+  most = 0;
+  readonly #server: Server;
+
+  private constructor(
+    readonly address: string,
+    readonly manner: Manner,
+    picture: Buffer,
+  ) {
+    this.#server = createServer(async (request, response) => {
+      if (request.url === '/robots.txt') {
+        const rules = manner === 'shy' ? `User-agent: *\nCrawl-delay: ${CRAWL_DELAY_S}\n` : '';
+        return void response.end(rules);
+      }
+      this.begun.push(performance.now());
+      this.most = Math.max(this.most, ++this.inFlight);
+      response.on('close', () => this.inFlight--);
+      if (manner === 'tired') return void this.#refuse(response);
+      if (manner === 'slow') await pause(SLOW_MS);
+      // Bytes of its own make an image of its own.
+      response.end(Buffer.concat([picture, Buffer.from(`${address}${request.url}`)]));
+    });
+  }
+
+  static async start(address: string, manner: Manner, picture: Buffer): Promise<Host> {
+    const host = new Host(address, manner, picture);
+    host.#server.listen(0, address);
+    await once(host.#server, 'listening');
+    return host;
+  }
+
+  urls(count: number, run: string): string[] {
+    const { port } = this.#server.address() as AddressInfo;
+    return Array.from({ length: count }, (_, n) => `http://${this.address}:${port}/${run}-${n}.png`);
+  }
+
+  close(): void {
+    this.#server.closeAllConnections();
+    this.#server.close();
+  }
+
+  #refuse(response: ServerResponse): void {
+    const now = performance.now();
+    const { from, until } = this.#quiet;
+    if (now > from && now < until - HEARD_MS / 5) this.intrusions += 1;
+    this.#quiet = { from: now < until ? from : now + HEARD_MS, until: now + RETRY_AFTER_S * 1_000 };
+    response.writeHead(429, { 'retry-after': String(RETRY_AFTER_S) }).end();
+  }
+}
+
+export async function crowdRows(app: App, env: StackEnv, storage: string): Promise<Row[]> {
+  const picture = await sharp({ create: { width: 320, height: 240, channels: 3, background: '#567' } })
+    .png()
+    .toBuffer();
+  const hosts = (manner: Manner, { hosts: count }: { hosts: number }, net: number) =>
+    Promise.all(Array.from({ length: count }, (_, n) => Host.start(`127.0.${net}.${n + 1}`, manner, picture)));
+  const [fast, slow, tired, shy] = await Promise.all([
+    hosts('fast', FAST, 1),
+    hosts('slow', SLOW, 2),
+    hosts('tired', TIRED, 3),
+    hosts('shy', SHY, 4),
+  ]);
+  const others = [...slow, ...tired, ...shy];
+  const workers = Array.from({ length: WORKERS }, () => startWorker(env, storage));
+  try {
+    await rateOf(app, fast, 'warm');
+    const alone = await rateOf(app, fast, 'alone');
+    await enqueue(app, 'crowd', [
+      ...slow.flatMap((host) => host.urls(SLOW.images, 'a')),
+      ...tired.flatMap((host) => host.urls(TIRED.images, 'a')),
+      ...shy.flatMap((host) => host.urls(SHY.images, 'a')),
+    ]);
+    while (!others.every(({ begun }) => begun.length > 0)) await pause(50);
+    const together = await rateOf(app, fast, 'together');
+    check([...fast, ...others]);
+    return [
+      toRow(
+        { work: 'images of 50 fast hosts, 3 worker processes, with 21 slow or busy hosts beside', target: 0.85 },
+        { ours: together, raw: alone },
+        { better: 'higher', unit: '1/s' },
+      ),
+    ];
+  } finally {
+    for (const worker of workers) worker.kill('SIGKILL');
+    for (const host of [...fast, ...others]) host.close();
+  }
+}
+
+/** Images a second of these hosts, from the first request to the last. */
+async function rateOf(app: App, hosts: readonly Host[], run: string): Promise<number> {
+  for (const host of hosts) host.begun.length = 0;
+  await enqueue(
+    app,
+    'fast',
+    hosts.flatMap((host) => host.urls(FAST.images, run)),
+  );
+  while (!hosts.every(({ begun }) => begun.length >= FAST.images)) await pause(20);
+  const times = hosts.flatMap(({ begun }) => begun);
+  return (1_000 * (times.length - 1)) / (Math.max(...times) - Math.min(...times));
+}
+
+async function enqueue(app: App, tenantId: string, urls: readonly string[]): Promise<void> {
+  await app.queues.enqueue(
+    crawlQueue,
+    urls.map((url): CrawlPayload => ({ v: 1, tenantId, url })),
+  );
+}
+
+function startWorker(env: StackEnv, storage: string): ChildProcess {
+  const settings = {
+    ...env,
+    PATH: process.env.PATH,
+    STORAGE_URL: `file:${storage}`,
+    FETCH_ALLOW: '127.0.0.0/8:*',
+    FETCH_HOST_CONCURRENCY: String(AT_ONCE),
+    FETCH_HOST_GAP_MS: String(GAP_MS),
+    CRAWL_CONCURRENCY: '32',
+    METRICS_PORT: '0',
+    LOG_LEVEL: 'error',
+  };
+  return spawn(process.execPath, ['dist/src/cli.js', 'worker', 'crawl'], {
+    env: settings,
+    stdio: ['ignore', 'ignore', 'inherit'],
+  });
+}
+
+function check(hosts: readonly Host[]): void {
+  for (const { address, manner, most, intrusions, begun } of hosts) {
+    if (most > AT_ONCE) throw new Error(`${address} (${manner}) had ${most} requests at once, at most ${AT_ONCE}`);
+    if (intrusions > 0) throw new Error(`${address} was asked ${intrusions} times while it was to be left alone`);
+    if (manner !== 'shy') continue;
+    const gaps = begun.slice(1).map((at, i) => at - (begun[i] as number));
+    const least = Math.min(...gaps);
+    if (least < CRAWL_DELAY_S * 1_000 - 100) throw new Error(`${address} was asked again after ${least} ms`);
+  }
+}
