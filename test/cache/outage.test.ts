@@ -3,10 +3,10 @@ import { randomBytes } from 'node:crypto';
 import { resolve } from 'node:path';
 import { Redis } from 'ioredis';
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from 'vitest';
+import { UNKNOWN_VERSION } from '../../src/cache/crawl-records.js';
 import { toConfig } from '../../src/config.js';
 import { migrate } from '../../src/db/migrate.js';
 import { TierUnavailableError } from '../../src/errors.js';
-import { UNKNOWN_VERSION } from '../../src/cache/crawl-records.js';
 import { sha256 } from '../../src/kinds/identity.js';
 import { type LocalStack, startLocalStack } from '../../src/local/stack.js';
 import { crawlContent, FACE, ODD_FACE } from '../kinds/examples.js';
@@ -229,7 +229,14 @@ test('PostgreSQL is killed: Redis answers what it has and keeps what is written,
 
 test('PostgreSQL is killed: what may only be promised by PostgreSQL is refused, not guessed', async () => {
   await stack.kill('postgres', 'SIGKILL');
-  const image = { url: URL_OF, sourceUrl: null, contentHash: sha256('x'), content: crawlContent('x'), validators: UNKNOWN_VERSION, phash: null };
+  const image = {
+    url: URL_OF,
+    sourceUrl: null,
+    contentHash: sha256('x'),
+    content: crawlContent('x'),
+    validators: UNKNOWN_VERSION,
+    phash: null,
+  };
   await expect(cache.records.store(tenant, image)).rejects.toBeInstanceOf(TierUnavailableError);
   await expect(cache.records.urlFacts(tenant, 'https://example.com/unknown')).rejects.toThrow(
     'postgres is unavailable',

@@ -1,7 +1,7 @@
 /** An image as a crawl leaves it: both objects and the record, without a crawl. */
 import type { App } from '../../src/app.js';
-import { processImage } from '../../src/images/image.js';
 import { UNKNOWN_VERSION } from '../../src/cache/crawl-records.js';
+import { processImage } from '../../src/images/image.js';
 import { sha256 } from '../../src/kinds/identity.js';
 import { rawKey, thumbnailKey } from '../../src/storage/object-store.js';
 import { noiseImage } from './images.js';
@@ -24,6 +24,13 @@ export async function storeSampleImage(app: App, tenantId: string, seed = 1): Pr
   await app.objects.put(content.rawKey, bytes);
   await app.objects.put(content.thumbnailKey, image.thumbnail);
   const url = `https://example.com/${seed}.png`;
-  await app.records.store(tenantId, { url, sourceUrl: null, contentHash, content, validators: UNKNOWN_VERSION, phash: image.phash });
+  await app.records.store(tenantId, {
+    url,
+    sourceUrl: null,
+    contentHash,
+    content,
+    validators: UNKNOWN_VERSION,
+    phash: image.phash,
+  });
   return { contentHash };
 }

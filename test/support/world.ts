@@ -34,7 +34,14 @@ export async function createWorld(): Promise<World> {
   const apps: App[] = [];
   const logs: Record<string, unknown>[] = [];
   const config = (env: Record<string, string> = {}) =>
-    toConfig({ ...IMPOLITE, DATABASE_URL: databaseUrl, REDIS_URL: redisUrl, STORAGE_URL: `file:${folder}`, PORT: '0', ...env });
+    toConfig({
+      ...IMPOLITE,
+      DATABASE_URL: databaseUrl,
+      REDIS_URL: redisUrl,
+      STORAGE_URL: `file:${folder}`,
+      PORT: '0',
+      ...env,
+    });
   return {
     namespace,
     databaseUrl,
