@@ -76,6 +76,9 @@ export interface Fetched {
   status: number;
 }
 
+/** Headers, interim responses and chunk sizes of everything that comes over one connection. */
+const WIRE_SLACK_BYTES = 8 * 1024 * 1024;
+
 const REDIRECTS = new Set([301, 302, 303, 307, 308]);
 const SUCCESSES = new Set([200, 201, 202, 203, 204, 205]);
 
@@ -92,6 +95,7 @@ export class Fetcher implements AsyncDisposable {
       lookup: options.lookup ?? systemLookup,
       timeoutMs: Math.min(options.connectTimeoutMs ?? 10_000, options.timeoutMs),
       ca: options.ca,
+      maxWireBytes: 2 * options.maxBytes + WIRE_SLACK_BYTES,
     });
     // A plain Agent knows no proxy; undici reads the environment's only in EnvHttpProxyAgent.
     this.#agent = new Agent({
@@ -138,7 +142,8 @@ export class Fetcher implements AsyncDisposable {
     const { trail = [] } = options;
     if (trail.length === 0) trail.push(canonicalUrl(url));
     const { timeoutMs } = this.#options;
-    const late = () => new RetryableError('timeout', `${placeOf(url)}: not finished after ${timeoutMs} ms`);
+    const place = placeOf(trail[0] as string);
+    const late = () => new RetryableError('timeout', `${place}: not finished after ${timeoutMs} ms`);
     const deadline = new Deadline(timeoutMs, late, options.signal);
     try {
       return await this.#follow({ ...options, trail, validators, signal: deadline.signal });
@@ -153,7 +158,7 @@ export class Fetcher implements AsyncDisposable {
     const { trail, admit } = request;
     for (;;) {
       const url = trail.at(-1) as string;
-      const leave = await admit?.(url);
+      const leave = admit && (await admitted(admit(url), request.signal));
       const got = await this.#hop(url, request).catch(async (error) => {
         const failure = connectionFailure(error, placeOf(url));
         await leave?.(failure);
@@ -202,7 +207,8 @@ export class Fetcher implements AsyncDisposable {
     const leave = this.#connector.enter(url.origin);
     const sent = this.#agent.request({
       origin: url.origin,
-      path: url.pathname + url.search,
+      // Not `pathname + search`: that would drop an empty query, and ask for another URL.
+      path: url.href.slice(url.origin.length),
       method: 'GET',
       headers: {
         'user-agent': this.#options.userAgent,
@@ -256,6 +262,19 @@ function redirectTarget(location: string, base: string): string {
   } catch (error) {
     if (!(error instanceof ArgumentError)) throw error;
     throw new RejectedError('blocked-address', `redirect from ${placeOf(base)}: ${error.message}`);
+  }
+}
+
+/** A permit that comes when nobody waits for it any more is given back. */
+async function admitted(permit: Promise<Leave>, signal: AbortSignal): Promise<Leave> {
+  try {
+    return await orAborted(signal, permit);
+  } catch (error) {
+    permit.then(
+      (leave) => leave(),
+      () => undefined,
+    );
+    throw error;
   }
 }
 

@@ -139,7 +139,7 @@ async function reachable(queue: Queue): Promise<void> {
 
 const LATE = Symbol('late');
 
-async function answered<T>(work: Promise<T>, ms: number): Promise<T> {
+export async function answered<T>(work: Promise<T>, ms: number): Promise<T> {
   const result = await within(ms, work, LATE).catch((error: unknown) => {
     throw new QueueUnavailableError({ cause: error });
   });

@@ -33,6 +33,10 @@ export const BEHAVIOURS = {
   },
   /** One byte of a header every 5 ms for ever: never idle, never done. */
   'slow-headers': ({ socket }) => drip(raw(socket, 'HTTP/1.1 200 OK\r\nx-slow: ')),
+  /** Early hints (RFC 8297) every 5 ms for ever, and never an answer. */
+  'slow-hints': ({ socket }) => drip(socket, 'HTTP/1.1 103 Early Hints\r\nlink: </a.css>\r\n\r\n'),
+  /** A byte of a chunk's extension (RFC 9112 section 7.1.1) every 5 ms for ever, and never one of the body. */
+  'slow-extension': ({ socket }) => drip(raw(socket, 'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1;a=')),
   /** 200, then one byte of a body every 5 ms for ever. */
   'slow-body': (_request, response) => drip(response.writeHead(200, { 'content-type': 'image/jpeg' })),
 
@@ -49,7 +53,7 @@ export const BEHAVIOURS = {
     pour(raw(socket, 'HTTP/1.1 200 OK\r\n'), Buffer.from('x-more: and more\r\n'.repeat(1_000))),
   /** One header line that never ends. */
   'endless-header': ({ socket }) => pour(raw(socket, 'HTTP/1.1 200 OK\r\nx-long: '), Buffer.alloc(65_536, 'x')),
-  /** Early hints (RFC 8297) for ever, and never an answer. */
+  /** Early hints for ever, and never an answer. */
   'endless-hints': ({ socket }) =>
     pour(socket, Buffer.from('HTTP/1.1 103 Early Hints\r\nlink: </a.css>\r\n\r\n'.repeat(100))),
   /** A byte of body, then trailer lines for ever. */
@@ -58,7 +62,7 @@ export const BEHAVIOURS = {
       raw(socket, 'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\n.\r\n0\r\n'),
       Buffer.from('x-more: and more\r\n'.repeat(1_000)),
     ),
-  /** A chunk whose extension (RFC 9112 section 7.1.1) never ends. */
+  /** A chunk whose extension never ends. */
   'endless-extension': ({ socket }) =>
     pour(raw(socket, 'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1;a='), Buffer.alloc(65_536, 'x')),
 
@@ -138,6 +142,8 @@ export const BEHAVIOURS = {
 
   // In circles.
 
+  /** Goes to `/end`, with a body of zeros for ever. */
+  'redirect-pouring': (_request, response) => pour(response.writeHead(302, { location: '/end' })),
   /** Goes to itself. */
   'redirect-self': ({ url }, response) => response.writeHead(302, { location: url }).end(),
   /** Goes to itself with `?again`, and from there back. */
@@ -167,8 +173,8 @@ export function pour(to: ServerResponse | Socket, chunk: Buffer = ZEROS): void {
   more();
 }
 
-function drip(to: ServerResponse | Socket): void {
-  const timer = setInterval(() => to.write('.'), 5);
+function drip(to: ServerResponse | Socket, drop = '.'): void {
+  const timer = setInterval(() => to.write(drop), 5);
   to.on('close', () => clearInterval(timer));
 }
 

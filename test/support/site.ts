@@ -11,7 +11,7 @@ import type { Answer } from './site-behaviours.js';
 import { notFound, Pages, type SiteRequest } from './site-pages.js';
 
 export type { Behaviour } from './site-behaviours.js';
-export { type Held, type Page, type Pages, type SiteRequest, throttled } from './site-pages.js';
+export { type Page, type Pages, type SiteRequest, throttled } from './site-pages.js';
 export { CRAWL_DELAY_S, LARGE_CLOSES, ROBOTS_ELSEWHERE, type RobotsSort } from './site-robots.js';
 
 export interface SiteOptions {
