@@ -12,8 +12,8 @@ import { createLogger, type Logger } from './logger.js';
 import { createMetrics, type Metrics } from './metrics.js';
 import { createQueueBackend, type QueueBackend } from './queues/backend.js';
 import { Queues } from './queues/index.js';
-import { FileStore } from './storage/file-store.js';
 import type { ObjectStore } from './storage/object-store.js';
+import { openObjectStore } from './storage/open.js';
 
 /** What a test or an embedding program may bring along. */
 export interface Overrides {
@@ -59,6 +59,7 @@ export function connect(config: Config, overrides: Overrides = {}): App {
   const cache = new HybridCacheService({ connection, models });
   const { queueNamespace: namespace, retryBaseMs } = overrides;
   const backend = createQueueBackend(config, log, events, { namespace, retryBaseMs });
+  const objects = overrides.objects ?? closer.add('objects', openObjectStore(config.storage), (one) => one.close());
   closer.add('queue state', backend.state, (state) => state.close());
   const queues = closer.add('queues', new Queues(backend), (all) => all.close());
   return {
@@ -70,7 +71,7 @@ export function connect(config: Config, overrides: Overrides = {}): App {
     cache,
     records: new CrawlRecords(connection.hybrid),
     claims: new Claims(connection.query),
-    objects: overrides.objects ?? new FileStore(config.storage.folder),
+    objects,
     backend,
     queues,
     engine: overrides.engine,

@@ -1,6 +1,7 @@
 /** The commands about the cache: what it holds, forgetting, and whether both tiers agree. */
 import { type Command, InvalidArgumentError } from 'commander';
 import type { App } from './app.js';
+import { explain } from './cache/explain.js';
 import { verify } from './cache/verify.js';
 import { print } from './output.js';
 
@@ -19,6 +20,18 @@ export function addCacheCommands(program: Command, open: () => Promise<App & Asy
       // What this process looked up itself is nothing.
       const { service: _, ...stats } = await app.cache.getCacheStats();
       print(json, stats, [...rows('redis', stats.redisStats), ...rows('postgres', stats.postgresStats)]);
+    });
+
+  program
+    .command('explain')
+    .description('what is known of a URL, and whether a crawl of it would skip it')
+    .argument('<url>')
+    .requiredOption('--tenant <id>', 'whose crawl it would be')
+    .option('--json', 'print JSON')
+    .action(async (url: string, { tenant, json }: Output & { tenant: string }) => {
+      await using app = await open();
+      const found = await explain(app.connection.hybrid, tenant, url, app.config.fetch.revalidateAfterMs);
+      print(json, found, rows('', found));
     });
 
   program

@@ -22,8 +22,8 @@ export interface Config {
   readonly redisUrl: string | null;
   readonly queue: { readonly backend: 'redis'; readonly url: string } | { readonly backend: 'postgres' };
   readonly postgres: PostgresConfig;
-  /** Folder of the object store. */
-  readonly storage: { readonly folder: string };
+  /** Where images' bytes are kept. */
+  readonly storage: { readonly kind: 'file'; readonly folder: string } | S3Settings;
   readonly http: { readonly host: string; readonly port: number; readonly tokens: readonly ApiToken[] };
   /** Port of `/metrics`, `/healthz` and `/readyz` where only workers run. */
   readonly metricsPort: number;
@@ -57,6 +57,18 @@ export interface Config {
   readonly cleanupDays: number | null;
   readonly logLevel: LogLevel;
   readonly shutdownTimeoutMs: number;
+}
+
+export interface S3Settings {
+  readonly kind: 's3';
+  readonly bucket: string;
+  /** First part of every key; empty, or ends in a slash. */
+  readonly prefix: string;
+  readonly region: string;
+  /** Of a store that is not Amazon's; `undefined` for Amazon's own of the region. */
+  readonly endpoint: string | undefined;
+  /** The bucket in the path, and not in the host name: what most stores but Amazon's want. */
+  readonly pathStyle: boolean;
 }
 
 /** Given to `pg` field by field, so that no character of a password can break or leak a URL. */
@@ -130,13 +142,33 @@ const tokens: Variable<readonly ApiToken[]> = {
   },
 };
 
-const folder: Variable<string> = {
-  expects: 'file:<path of a folder>',
-  fallback: 'file:./data/objects',
-  // Other stores' addresses may hold keys.
+const storage: Variable<Config['storage']> = {
+  expects: 'file:<path of a folder> or s3://<bucket>[/prefix][?endpoint=…&region=…&pathStyle=true|false]',
+  fallback: { kind: 'file', folder: resolve('data/objects') },
+  // Whoever writes keys into it should not find them in a log.
   secret: (value) => /[@?]/.test(value),
-  parse: (value) => (/^file:.+/.test(value) ? value : undefined),
+  parse: (value) => {
+    const path = /^file:(?:\/\/)?(.+)$/.exec(value)?.[1];
+    return path === undefined ? s3Settings(value) : { kind: 'file', folder: resolve(path) };
+  },
 };
+
+function s3Settings(value: string): S3Settings | undefined {
+  if (!value.startsWith('s3://') || !URL.canParse(value)) return undefined;
+  const { hostname: bucket, pathname, searchParams, username, password } = new URL(value);
+  const { endpoint, region = 'us-east-1', pathStyle, ...unknown } = Object.fromEntries(searchParams);
+  const good =
+    /^[a-z0-9][a-z0-9.-]{1,62}$/.test(bucket) &&
+    username + password === '' &&
+    Object.keys(unknown).length === 0 &&
+    (endpoint === undefined || /^https?:$/.test(URL.canParse(endpoint) ? new URL(endpoint).protocol : '')) &&
+    (pathStyle === undefined || pathStyle === 'true' || pathStyle === 'false');
+  if (!good) return undefined;
+  const folder = pathname.replace(/^\/+|\/+$/g, '');
+  const prefix = folder === '' ? '' : `${folder}/`;
+  // Amazon's own host names hold the bucket; those of others seldom do.
+  return { kind: 's3', bucket, prefix, region, endpoint, pathStyle: pathStyle ? pathStyle === 'true' : !!endpoint };
+}
 
 const contact: Variable<string> = {
   expects: 'a URL or mail address in printable ASCII, as HTTP headers carry it',
@@ -167,7 +199,7 @@ const VARIABLES = {
   POSTGRES_DB: text('mordeaux'),
   POSTGRES_USER: text('mordeaux'),
   POSTGRES_PASSWORD: text('', true),
-  STORAGE_URL: folder,
+  STORAGE_URL: storage,
   HOST: text('127.0.0.1'),
   PORT: integer(3000, 0, 65535),
   METRICS_PORT: integer(3001, 0, 65535),
@@ -240,7 +272,7 @@ export function toConfig(env: Env): Config {
     redisUrl: redisUrl === 'none' ? null : redisUrl,
     queue: backend === 'redis' ? { backend, url: queueUrl } : { backend },
     postgres: toPostgres(values),
-    storage: { folder: resolve(values.STORAGE_URL.replace(/^file:(\/\/)?/, '')) },
+    storage: values.STORAGE_URL,
     http: { host: values.HOST, port: values.PORT, tokens: values.API_TOKENS },
     metricsPort: values.METRICS_PORT,
     crawl: { concurrency: values.CRAWL_CONCURRENCY },

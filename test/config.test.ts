@@ -96,6 +96,32 @@ test('the queue is on PostgreSQL where there is no Redis for it', () => {
   ]);
 });
 
+test.each([
+  ['s3://images', { bucket: 'images', prefix: '', region: 'us-east-1', endpoint: undefined, pathStyle: false }],
+  ['s3://images/a/b/?region=eu-central-1', { prefix: 'a/b/', region: 'eu-central-1', pathStyle: false }],
+  ['s3://images?endpoint=http://127.0.0.1:9000', { endpoint: 'http://127.0.0.1:9000', pathStyle: true }],
+  [
+    's3://images?endpoint=https%3A%2F%2Fs3.example&pathStyle=false',
+    { endpoint: 'https://s3.example', pathStyle: false },
+  ],
+  ['s3://images?pathStyle=true', { pathStyle: true }],
+])('%s names a bucket', (STORAGE_URL, settings) => {
+  expect(toConfig({ STORAGE_URL }).storage).toMatchObject({ kind: 's3', ...settings });
+});
+
+test.each([
+  's3://',
+  's3://Images',
+  's3://key:hunter2@images',
+  's3://images?endpoint=ftp://x',
+  's3://images?acl=public',
+  'gs://x',
+])('%s names none, and nothing of it is told that may be secret', (STORAGE_URL) => {
+  const [problem] = problemsOf({ STORAGE_URL });
+  expect(problem).toMatch(/^STORAGE_URL: expected file:/);
+  expect(problem).not.toContain('hunter2');
+});
+
 test('every problem is told at once, in the order of the variables: the variable, what was expected, and its value', () => {
   expect(
     problemsOf({
@@ -113,7 +139,7 @@ test('every problem is told at once, in the order of the variables: the variable
   ).toEqual([
     'QUEUE_BACKEND: expected one of redis, postgres; got "kafka"',
     'POSTGRES_PORT: expected a whole number from 1 to 65535; got "0"',
-    'STORAGE_URL: expected file:<path of a folder>; got "/var/objects"',
+    'STORAGE_URL: expected file:<path of a folder> or s3://<bucket>[/prefix][?endpoint=…&region=…&pathStyle=true|false]; got "/var/objects"',
     'PORT: expected a whole number from 0 to 65535; got "eighty"',
     'METRICS_PORT: expected a whole number from 0 to 65535; got "65536"',
     'CACHE_TTL_CRAWL: expected a whole number from 1 on; got "-1"',

@@ -63,8 +63,7 @@ export class CrawlRecords {
     ]);
     const record = known(found as Answer<CrawlUrl>);
     const rejection = known(refused as Answer<Rejection>);
-    const counts = rejection && rejection.expiresAt > Date.now() && rejection.rejectedAt > (record?.fetchedAt ?? 0);
-    return { record, rejection: counts ? rejection : null };
+    return { record, rejection: rejection && countsStill(rejection, record) ? rejection : null };
   }
 
   /** The newest version that the URL served, as far as anybody can say; `null` also where nobody can. */
@@ -163,6 +162,11 @@ export class CrawlRecords {
     if (!written.durable) throw new TierUnavailableError('postgres', 'the record could not be committed');
     return written.entries;
   }
+}
+
+/** Until it expires, unless the URL was stored since. */
+export function countsStill(rejection: Rejection, record: CrawlUrl | null): boolean {
+  return rejection.expiresAt > Date.now() && rejection.rejectedAt > (record?.fetchedAt ?? 0);
 }
 
 function urlEntry(tenantId: string, image: Omit<NewImage, 'phash'>, content: CrawlContent): Entry {

@@ -2,6 +2,7 @@
 import fastify, { type FastifyInstance } from 'fastify';
 import type { App } from '../app.js';
 import { AccessRules } from './access.js';
+import { cacheRoutes } from './cache.js';
 import { imageRoutes } from './images.js';
 import { jobRoutes } from './jobs.js';
 import { dashboard, healthRoutes, storeGauges } from './observe.js';
@@ -27,6 +28,7 @@ export async function createServer(app: App, { api }: { api: boolean }): Promise
   storeGauges(app);
   jobRoutes(server, app, access);
   imageRoutes(server, app, access);
+  cacheRoutes(server, app, access);
   await dashboard(server, app, access);
   return server;
 }

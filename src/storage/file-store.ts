@@ -39,6 +39,8 @@ export class FileStore implements ObjectStore {
     }
   }
 
+  async close(): Promise<void> {}
+
   #path(key: string): string {
     const path = join(this.folder, key);
     if (!path.startsWith(this.folder + sep) || key.includes('\0')) throw new ArgumentError('key', 'leaves the store');

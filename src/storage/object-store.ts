@@ -4,6 +4,8 @@ export interface ObjectStore {
   put(key: string, bytes: Uint8Array): Promise<void>;
   /** The bytes, or `null` where the key holds none. */
   get(key: string): Promise<Buffer | null>;
+  /** Lets go of connections. */
+  close(): Promise<void>;
 }
 
 const EXTENSIONS: Readonly<Record<string, string>> = {

@@ -98,7 +98,7 @@ test('an image that is unknown, misspelt or another tenant’s is 404 under each
 
 test('a recorded image whose object is lost is 503, and names no path', async () => {
   const { contentHash } = await storeSampleImage(app, 'lost', 7);
-  const { folder } = app.config.storage;
+  const { folder } = app.config.storage as { folder: string };
   for (const kind of await readdir(folder)) await rm(join(folder, kind, 'tenant=lost'), { recursive: true });
   const response = await server.inject(`${pathOf('lost', contentHash)}/raw`);
   expect(response.statusCode).toBe(503);
