@@ -1,7 +1,7 @@
 /** The one place that lets libvips look at bytes from the web: which loaders it may use, and under which limits. */
 import sharp, { type Metadata, type Sharp } from 'sharp';
 import { RejectedError } from '../errors.js';
-import { failureOf, tooManyPixels } from './reject.js';
+import { failureOf, tooLong, tooManyPixels } from './reject.js';
 
 // libvips chooses a loader by content, and this build has a good dozen: SVG (which may ask for more memory and time
 // than its size shows, and names outside files), raw, its own file format. So everything is blocked, then the six
@@ -14,6 +14,9 @@ sharp.unblock({
 });
 // No image is read twice here, so libvips's cache of operations would only hold on to memory.
 sharp.cache(false);
+// Images are decoded beside each other, on libuv's threads. Several threads for one would only add their buffers and,
+// with glibc's malloc, the memory that each keeps; sharp sees to that itself on some platforms, by default not on all.
+sharp.concurrency(1);
 
 /** sharp's name of a format -> the media type by which it is stored and served. */
 const MEDIA_TYPES = new Map<string, string>([
@@ -27,6 +30,15 @@ const MEDIA_TYPES = new Map<string, string>([
 
 /** A crafted progressive JPEG keeps a decoder busy for minutes; 100 Mpx of honest JPEG take about a second. */
 const DECODE_SECONDS = 30;
+
+/**
+ * The most that JPEG, GIF and WebP can say. libvips holds some rows of each step, however long they are: a PNG of
+ * 100 kB that says 3,000,000 x 33 pixels takes 2 GB (5 with 16 bits and alpha), one of 65,535 x 1,500 takes 0.1 (0.4).
+ */
+const MAX_SIDE = 65_535;
+
+/** How many channels make up a colour; one more is transparency. */
+const COLOUR_CHANNELS: Readonly<Record<string, number>> = { 'b-w': 1, grey16: 1, cmyk: 4 };
 
 export interface ImageFacts {
   /** By content: `image/jpeg`, `image/png`, `image/webp`, `image/gif`, `image/avif` or `image/tiff`. */
@@ -59,6 +71,7 @@ export async function readFacts(bytes: Buffer, { maxPixels }: DecodeLimits): Pro
     const metadata = await sharp(bytes, { limitInputPixels: false }).metadata();
     const { width, height } = metadata.autoOrient;
     if (width * height > maxPixels) throw tooManyPixels(width, height, maxPixels);
+    if (Math.max(width, height) > MAX_SIDE) throw tooLong(width, height, MAX_SIDE);
     return { mimeType: mediaType(metadata), width, height };
   } catch (error) {
     throw failureOf(error, bytes, maxPixels);
@@ -93,10 +106,13 @@ function upright(bytes: Buffer, maxPixels: number): Sharp {
   return sharp(bytes, { failOn: 'error', limitInputPixels: maxPixels, sequentialRead: true }).autoOrient();
 }
 
-function mediaType({ format, compression }: Metadata): string {
+function mediaType({ format, compression, space, channels }: Metadata): string {
   // HEIF is a container: what iPhones put into it (HEVC) is recognised by this build but cannot be decoded.
   const decodable = format !== 'heif' || compression === 'av1';
   const type = decodable ? MEDIA_TYPES.get(format) : undefined;
   if (type === undefined) throw new RejectedError('unsupported', `${format} ${compression ?? ''}`.trimEnd());
+  // A TIFF may hold any number: depths, masks, infrared. They would come out as channels that nobody expects.
+  const extra = channels - (COLOUR_CHANNELS[space] ?? 3);
+  if (extra !== 0 && extra !== 1) throw new RejectedError('unsupported', `${format} of ${channels} channels, ${space}`);
   return type;
 }

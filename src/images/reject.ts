@@ -42,6 +42,9 @@ const FOREIGN: readonly [name: string, signature: RegExp][] = [
 /** What decoders say when the size alone is too much for them, whatever our own limit is. */
 const SIZE_COMPLAINT = /Maximum supported image dimension|exceeds (?:pixel|user) limit|too large|security limit/i;
 
+/** What the TIFF loader says of sound files that hold what no other format can: complex numbers, 64 bits, ten channels. */
+const UNTAKEN_SAMPLES = /channel limit|samples out of range|not a whole number of bytes|unsupported tiff image type/;
+
 /**
  * The error to raise for what sharp raised: a lasting fact about the image, or `RetryableError` where this machine
  * was the cause. The decoder's own error is kept as the cause.
@@ -61,9 +64,15 @@ export function tooManyPixels(width: number, height: number, maxPixels: number, 
   return new RejectedError('too-large', `${size}, at most ${maxPixels}`, options);
 }
 
+/** The rejection of an image with a side of more than `most` pixels. */
+export function tooLong(width: number, height: number, most: number): RejectedError {
+  return new RejectedError('too-large', `${width} x ${height} pixels, at most ${most} a side`);
+}
+
 function rejectionOf(said: string, head: string, cause: unknown): RejectedError {
   const foreign = FOREIGN.find(([, signature]) => signature.test(head));
   if (foreign) return new RejectedError('unsupported', foreign[0], { cause });
+  if (UNTAKEN_SAMPLES.test(said)) return new RejectedError('unsupported', said, { cause });
   // libvips's own word for what none of its allowed loaders knows; an empty buffer does not even get that far.
   if (!/unsupported image format|is empty/.test(said)) return new RejectedError('corrupt', said, { cause });
   // A TIFF has its directory at the end, so that a truncated one is not recognised at all.

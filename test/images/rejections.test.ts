@@ -1,10 +1,10 @@
-import { crc32 } from 'node:zlib';
+import { crc32, gzipSync } from 'node:zlib';
 import sharp from 'sharp';
 import { describe, expect, it } from 'vitest';
 import { RejectedError, RetryableError } from '../../src/errors.js';
 import { processImage } from '../../src/images/image.js';
 import { failureOf } from '../../src/images/reject.js';
-import { claimingSize, resized, samplePhoto } from '../support/images.js';
+import { claimingSize, flatImage, resized, samplePhoto } from '../support/images.js';
 
 const LIMITS = { maxPixels: 100_000_000 };
 
@@ -32,6 +32,7 @@ describe('bytes that are no image', () => {
     ['a page behind many blank lines', text(`${'\n'.repeat(4_000)}<!doctype html>`)],
     ['a page of half a document type', text(`<!DOCTYPE svg ${'[]'.repeat(2_000)}`)],
     ['JSON', text('{"error":"not found"}')],
+    ['a compressed drawing, which is not looked into', gzipSync('<svg xmlns="http://www.w3.org/2000/svg"/>')],
   ])('%s', async (_, bytes) => {
     expect((await rejection(bytes)).reason).toBe('not-an-image');
   });
@@ -49,6 +50,39 @@ describe('images of formats that are not taken', () => {
   ])('%s is named', async (name, bytes) => {
     expect(await rejection(bytes)).toMatchObject({ reason: 'unsupported', detail: name });
   });
+});
+
+describe('TIFFs that hold more than a picture', () => {
+  const cmyk = flatImage(8, 6).then((image) => sharp(image).toColourspace('cmyk').tiff().toBuffer());
+  const grey = flatImage(8, 6).then((image) => sharp(image).toColourspace('b-w').tiff().toBuffer());
+  const [BITS, PHOTOMETRIC, CHANNELS] = [258, 262, 277];
+
+  it('are taken with the channels of their colours', async () => {
+    expect(await processImage(await cmyk, LIMITS)).toMatchObject({ mimeType: 'image/tiff', width: 8, height: 6 });
+    expect(await processImage(await grey, LIMITS)).toMatchObject({ mimeType: 'image/tiff', width: 8, height: 6 });
+  });
+
+  it('are refused with channels that no colour has', async () => {
+    const refused = { reason: 'unsupported', detail: 'tiff of 4 channels, b-w' };
+    expect(await rejection(saying(await cmyk, PHOTOMETRIC, 1))).toMatchObject(refused);
+  });
+
+  it.each([
+    ['ten channels', CHANNELS, 10, 'Input image exceeds channel limit'],
+    ['samples of 12 bits', BITS, 12, 'tiff2vips: samples_per_pixel not a whole number of bytes'],
+    ['samples of 64 bits', BITS, 64, 'tiff2vips: samples out of range'],
+  ])('are refused with %s', async (_, tag, value, detail) => {
+    expect(await rejection(saying(await grey, tag, value))).toMatchObject({ reason: 'unsupported', detail });
+  });
+
+  /** The same TIFF, whose directory now says `value` (TIFF 6.0, section 2: entries of 12 bytes, sorted by tag). */
+  function saying(tiff: Buffer, tag: number, value: number): Buffer {
+    const lie = Buffer.from(tiff);
+    const directory = lie.readUInt32LE(4);
+    const entries = Array.from({ length: lie.readUInt16LE(directory) }, (_, i) => directory + 2 + 12 * i);
+    lie.writeUInt16LE(value, entries.find((at) => lie.readUInt16LE(at) === tag)! + 8);
+    return lie;
+  }
 });
 
 describe('damaged images', () => {
@@ -88,6 +122,13 @@ describe('images with too many pixels', () => {
       reason: 'too-large',
       detail: '65535 x 65535 pixels, at most 100000000',
     });
+  });
+
+  it('are refused with a longer side than any camera, phone or scanner makes', async () => {
+    await processImage(await flatImage(65_535, 1), LIMITS);
+    const error = await rejection(await flatImage(65_536, 1));
+    expect(error).toMatchObject({ reason: 'too-large', detail: '65536 x 1 pixels, at most 65535 a side' });
+    expect((await rejection(await flatImage(1, 65_536))).reason).toBe('too-large');
   });
 
   it('are those above the limit, not those at it', async () => {
