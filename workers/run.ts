@@ -30,7 +30,7 @@ export interface Run {
   readonly id: string;
   /** Identity of the job, the same for all its attempts and never another job's: for records and claims. */
   readonly jobId: string;
-  /** What `remember` kept, in this run of the job or an earlier one; empty in the first. */
+  /** What `remember` kept in earlier runs of this job; empty in the first. */
   readonly remembered: Readonly<Record<string, unknown>>;
   /** Keeps something for the job's next run, beside what is kept already. */
   remember(fact: Readonly<Record<string, unknown>>): Promise<void>;
@@ -132,15 +132,16 @@ function fieldsOf(job: Job): { queue: string; jobId: string; tenantId: string } 
 
 function runOf(job: Job, signal: AbortSignal): Run {
   const { progress } = job;
-  const remembered = typeof progress === 'object' ? { ...(progress as Record<string, unknown>) } : {};
+  const remembered = typeof progress === 'object' ? (progress as Record<string, unknown>) : {};
+  let kept = remembered;
   return {
     id: String(job.id),
     jobId: identityOf(job),
     isLast: job.attemptsMade + 1 >= (job.opts.attempts ?? 1),
     remembered,
     remember: (fact) => {
-      Object.assign(remembered, fact);
-      return job.updateProgress(remembered).catch((cause: unknown) => {
+      kept = { ...kept, ...fact };
+      return job.updateProgress(kept).catch((cause: unknown) => {
         throw new QueueUnavailableError({ cause });
       });
     },
