@@ -9,6 +9,7 @@ import {
   bigint,
   boolean,
   customType,
+  doublePrecision,
   index,
   integer,
   pgSchema,
@@ -317,13 +318,36 @@ export const hostWaiting = queueState.table(
   ],
 );
 
-/** How far each tenant's turns in a queue are given out, see `queues/turns.ts`. */
+/**
+ * How far each tenant's turns in a queue are given out, and which job the last one went to, see `queues/turns.ts`; under
+ * `:present` stands the queue's present turn. Unlogged (see the hand-written migration): it can be forgotten.
+ */
 export const tenantTurns = queueState.table(
   'tenant_turns',
   {
     queue: text('queue').notNull(),
     tenantId: tenantId(),
     lastTurn: bigint('last_turn', { mode: 'number' }).notNull(),
+    takenAt: bigint('taken_at', { mode: 'number' }).notNull().default(0),
+    newest: text('newest'),
   },
   (t) => [primaryKey({ name: 'tenant_turns_pk', columns: [t.queue, t.tenantId] })],
 );
+
+/** What a queue's priorities mean, see `queues/turns.ts`; with `since`, some jobs still have numbers of the former base. */
+export const numberings = queueState.table('numberings', {
+  queue: text('queue').primaryKey(),
+  numbering: bigint('numbering', { mode: 'number' }).notNull(),
+  base: bigint('base', { mode: 'number' }).notNull().default(0),
+  former: bigint('former', { mode: 'number' }).notNull().default(0),
+  since: bigint('since', { mode: 'number' }),
+  owner: text('owner'),
+  leasedUntil: bigint('leased_until', { mode: 'number' }),
+});
+
+/** How far each API token's quota of images is used up, see `http/quota.ts`. Unlogged: it can be forgotten. */
+export const imageQuotas = queueState.table('image_quotas', {
+  /** SHA-256 of the token. */
+  holder: text('holder').primaryKey(),
+  fullAt: doublePrecision('full_at').notNull(),
+});

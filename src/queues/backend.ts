@@ -134,7 +134,7 @@ function onPostgres(
     },
     events: (name) =>
       heard(name, events, new QueueEvents(name, pool(2), createPatientBackend)) as unknown as QueueEvents,
-    state: new PostgresQueueState(createPool(postgres, log, { timeoutMs: STATE_TIMEOUT_MS, max: 4 })),
+    state: new PostgresQueueState(createPool(postgres, log, { timeoutMs: STATE_TIMEOUT_MS, max: 4 }), schema),
   };
 }
 

@@ -30,14 +30,14 @@ export const BACKOFF = { type: 'service' } as const;
  * How one job is put into its queue. Its id is random, never reused and free of `:`, so that a record that names its
  * job names one job for ever, also after Redis has lost its counters.
  */
-export function jobOptions<Payload>(contract: QueueContract<Payload>, payload: Payload): JobsOptions {
+export function jobOptions<Payload>(contract: QueueContract<Payload>, payload: Payload) {
   return {
     jobId: randomUUID(),
     deduplication: { id: sha256(contract.identity(payload).join('\n')) },
     attempts: contract.attempts,
     backoff: BACKOFF,
     ...RETENTION,
-  };
+  } satisfies JobsOptions;
 }
 
 /** The tenant as every payload names it. */

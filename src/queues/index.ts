@@ -1,8 +1,10 @@
 /** All queues, as a producer or an onlooker sees them: enqueue, look at a job, count. */
+import { performance } from 'node:perf_hooks';
 import type { Job, Queue } from 'bullmq';
 import { within } from '../lifecycle.js';
 import type { QueueBackend } from './backend.js';
 import { jobOptions, QUEUE_NAMES, type QueueContract, type QueueName } from './contract.js';
+import { TURN_RULES, type TurnRules, Turns } from './turns.js';
 
 /** The queue's store did not take it in time; nothing is known to be enqueued. */
 export class QueueUnavailableError extends Error {
@@ -17,8 +19,9 @@ const DEADLINE_MS = 900;
 const BATCH = 1_000;
 /** A batch of many jobs may take longer than a single one. */
 const BATCH_DEADLINE_MS = 5_000;
-/** Jobs that are looked at to find the oldest. */
+/** Jobs that are looked at to find the oldest: of those without a turn, and of those with one. */
 const FAR_END = 8;
+const NEXT = 32;
 
 export interface JobView {
   readonly queue: QueueName;
@@ -33,9 +36,11 @@ export interface JobView {
 
 export class Queues {
   readonly #queues: ReadonlyMap<QueueName, Queue>;
+  readonly #turns: Turns;
 
-  constructor(backend: QueueBackend) {
+  constructor(backend: QueueBackend, rules: TurnRules = TURN_RULES) {
     this.#queues = new Map(QUEUE_NAMES.map((name) => [name, backend.queue(name)]));
+    this.#turns = new Turns(backend.state, rules);
   }
 
   get all(): readonly Queue[] {
@@ -49,22 +54,27 @@ export class Queues {
   }
 
   /**
-   * Enqueues payloads that are checked already; a payload whose twin waits or runs gets the twin's id.
+   * Enqueues payloads that are checked already, in turn with other tenants' jobs (`turns.ts`); a payload whose twin waits
+   * or runs gets the twin's id.
    *
    * @returns the jobs' ids, in the order of the payloads
    * @throws {QueueUnavailableError} within a second where the store is away
    */
-  async enqueue<Payload>(contract: QueueContract<Payload>, payloads: readonly Payload[]): Promise<string[]> {
+  async enqueue<Payload extends { readonly tenantId: string }>(
+    contract: QueueContract<Payload>,
+    payloads: readonly Payload[],
+  ): Promise<string[]> {
     const queue = this.get(contract.name);
-    const ids: string[] = [];
+    const end = performance.now() + DEADLINE_MS;
+    const remainingMs = () => (payloads.length > 1 ? BATCH_DEADLINE_MS : Math.max(0, end - performance.now()));
     if (payloads.length > 1) await reachable(queue);
+    const jobs = payloads.map((data) => ({ name: contract.name, data, opts: jobOptions(contract, data) }));
+    const comers = jobs.map(({ data, opts }) => ({ tenantId: data.tenantId, identity: opts.deduplication.id }));
+    const priorities = await answered(this.#turns.take(contract.name, comers), remainingMs());
+    const inTurn = jobs.map((job, i) => ({ ...job, opts: { ...job.opts, priority: priorities[i] as number } }));
+    const ids: string[] = [];
     for (let from = 0; from < payloads.length; from += BATCH) {
-      const jobs = payloads.slice(from, from + BATCH).map((data) => ({
-        name: contract.name,
-        data,
-        opts: jobOptions(contract, data),
-      }));
-      const added = await answered(queue.addBulk(jobs), payloads.length > 1 ? BATCH_DEADLINE_MS : DEADLINE_MS);
+      const added = await answered(queue.addBulk(inTurn.slice(from, from + BATCH)), remainingMs());
       ids.push(...added.map((job) => String(job.id)));
     }
     return ids;
@@ -96,13 +106,19 @@ export class Queues {
 
   /** Seconds that the longest waiting job has waited; 0 where none waits. */
   async oldestWaitingSeconds(name: QueueName): Promise<number> {
-    const { waiting = 0, paused = 0 } = await this.counts(name);
-    const count = waiting + paused;
-    if (count === 0) return 0;
-    // Newest first on both backends (BullMQ's `asc` orders what it cut out, and on PostgreSQL cuts at the wrong end), so
-    // the oldest are at the far end; some are asked for because workers take them meanwhile.
-    const far = await answered(this.get(name).getJobs(['waiting'], Math.max(0, count - FAR_END), -1), DEADLINE_MS);
-    const ages = far.map((job) => Date.now() - job.timestamp);
+    const { waiting = 0, paused = 0, prioritized = 0 } = await this.counts(name);
+    const [queue, unturned] = [this.get(name), waiting + paused];
+    const found = await answered(
+      Promise.all([
+        // Newest first on both backends (BullMQ's `asc` orders what it cut out, and on PostgreSQL cuts at the wrong end), so
+        // the oldest are at the far end; some are asked for because workers take them meanwhile.
+        unturned > 0 ? queue.getJobs(['waiting'], Math.max(0, unturned - FAR_END), -1) : [],
+        // Every tenant's oldest has about the present turn: only of more tenants than these may one be older.
+        prioritized > 0 ? queue.getJobs(['prioritized'], 0, NEXT - 1, true) : [],
+      ]),
+      DEADLINE_MS,
+    );
+    const ages = found.flat().map((job) => Date.now() - job.timestamp);
     return Math.max(0, ...ages) / 1000;
   }
 
@@ -117,7 +133,7 @@ export class Queues {
   }
 
   async close(): Promise<void> {
-    await Promise.all(this.all.map(closed));
+    await Promise.all([within(DEADLINE_MS, this.#turns.close(), undefined), ...this.all.map(closed)]);
   }
 }
 

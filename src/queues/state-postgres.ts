@@ -2,6 +2,7 @@
 import type { Pool } from 'pg';
 import type { HostRules, Standing, Step } from './host-schedule.js';
 import type { QueueState } from './state.js';
+import type { Comer, RenumberStep, TakenTurns, TurnRules } from './turns.js';
 
 const VISIT = {
   name: 'host_visit',
@@ -9,11 +10,20 @@ const VISIT = {
 };
 const TAKE_TURNS = {
   name: 'take_turns',
-  text: 'select queue_state.take_turns($1, $2, $3, $4)::float8 as first',
+  text: 'select priorities, outdated from queue_state.take_turns($1, $2, $3, $4, $5, $6)',
 };
+const RENUMBER = {
+  name: 'renumber',
+  text: `select next, renumbered::float8, age_ms::float8 as "ageMs" from queue_state.renumber($1, $2, $3, $4, $5, $6, $7)`,
+};
+const LEAVE_NUMBERING = { name: 'leave_numbering', text: 'select queue_state.leave_numbering($1, $2, $3)' };
 
 export class PostgresQueueState implements QueueState {
-  constructor(private readonly pool: Pool) {}
+  /** @param schema BullMQ's */
+  constructor(
+    private readonly pool: Pool,
+    private readonly schema: string,
+  ) {}
 
   async visit(
     step: Step,
@@ -26,12 +36,22 @@ export class PostgresQueueState implements QueueState {
     return rows;
   }
 
-  async takeTurns(queue: string, tenantId: string, wanted: number, present: number): Promise<number> {
-    const { rows } = await this.pool.query<{ first: number }>({
-      ...TAKE_TURNS,
-      values: [queue, tenantId, wanted, present],
-    });
-    return (rows[0] as { first: number }).first;
+  async takeTurns(queue: string, jobs: readonly Comer[], rules: TurnRules): Promise<TakenTurns> {
+    const tenants = jobs.map(({ tenantId }) => tenantId);
+    const identities = jobs.map(({ identity }) => identity);
+    const values = [this.schema, queue, rules.most, rules.inFlightMs, tenants, identities];
+    const { rows } = await this.pool.query<TakenTurns>({ ...TAKE_TURNS, values });
+    return rows[0] as TakenTurns;
+  }
+
+  async renumber(queue: string, owner: string, from: string, rules: TurnRules): Promise<RenumberStep | null> {
+    const values = [this.schema, queue, rules.most, owner, rules.leaseMs, rules.page, from];
+    const { rows } = await this.pool.query<RenumberStep>({ ...RENUMBER, values });
+    return rows[0] ?? null;
+  }
+
+  async leaveNumbering(queue: string, owner: string, ended: boolean): Promise<void> {
+    await this.pool.query({ ...LEAVE_NUMBERING, values: [queue, owner, ended] });
   }
 
   async close(): Promise<void> {

@@ -3,6 +3,8 @@ import { Redis } from 'ioredis';
 import { evaluate } from '../redis-script.js';
 import type { HostRules, Standing, Step } from './host-schedule.js';
 import type { QueueState } from './state.js';
+import type { Comer, RenumberStep, TakenTurns, TurnRules } from './turns.js';
+import { keysOf, LEAVE_NUMBERING, RENUMBER, TAKE_TURNS } from './turns-redis.js';
 
 /** Longer than anybody is in line. */
 const FORGET_MS = 30 * 24 * 3_600_000;
@@ -101,13 +103,6 @@ for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ${FORGET_MS}) end
 return answer
 `;
 
-/** KEYS: tenants (hash: last turn). ARGV: tenant, wanted, present. Answers with the first of the turns. */
-const TAKE_TURNS = `
-local last = math.max(tonumber(redis.call('HGET', KEYS[1], ARGV[1]) or 0), tonumber(ARGV[3]))
-redis.call('HSET', KEYS[1], ARGV[1], last + ARGV[2])
-return last + 1
-`;
-
 export class RedisQueueState implements QueueState {
   readonly #redis: Redis;
 
@@ -135,9 +130,26 @@ export class RedisQueueState implements QueueState {
     }));
   }
 
-  async takeTurns(queue: string, tenantId: string, wanted: number, present: number): Promise<number> {
-    const args = [tenantId, wanted, present];
-    return (await evaluate(this.#redis, TAKE_TURNS, [`${this.prefix}:turns:${queue}`], args)) as number;
+  async takeTurns(queue: string, jobs: readonly Comer[], rules: TurnRules): Promise<TakenTurns> {
+    const comers = jobs.flatMap(({ tenantId, identity }) => [tenantId, identity]);
+    const answer = await this.#turns(TAKE_TURNS, queue, [rules.most, rules.inFlightMs, ...comers]);
+    const [outdated, ...priorities] = answer as number[];
+    return { priorities, outdated: outdated === 1 };
+  }
+
+  async renumber(queue: string, owner: string, from: string, rules: TurnRules): Promise<RenumberStep | null> {
+    const answer = await this.#turns(RENUMBER, queue, [rules.most, owner, rules.leaseMs, rules.page, from]);
+    if ((answer as unknown[]).length === 0) return null;
+    const [next, renumbered, ageMs] = answer as [string, number, number];
+    return { next: next || null, renumbered, ageMs };
+  }
+
+  async leaveNumbering(queue: string, owner: string, ended: boolean): Promise<void> {
+    await this.#turns(LEAVE_NUMBERING, queue, [0, owner, ended ? 1 : 0]);
+  }
+
+  #turns(script: string, queue: string, args: readonly (string | number)[]): Promise<unknown> {
+    return evaluate(this.#redis, script, keysOf(this.prefix, queue), [`${this.prefix}:${queue}:`, ...args]);
   }
 
   async close(): Promise<void> {

@@ -1,5 +1,6 @@
 /** What the queues need to know beside BullMQ's own records, kept where they are kept. */
 import type { HostRules, Standing, Step } from './host-schedule.js';
+import type { Comer, RenumberStep, TakenTurns, TurnRules } from './turns.js';
 
 export interface QueueState {
   /**
@@ -7,11 +8,16 @@ export interface QueueState {
    * jobs that were given a permit by it.
    */
   visit(step: Step, host: string, job: string, rules: HostRules & { readonly coolMs?: number }): Promise<Standing[]>;
+  /** Turns for jobs on their way into a queue, at once, see `turns.ts`; a new numbering begins here where one is due. */
+  takeTurns(queue: string, jobs: readonly Comer[], rules: TurnRules): Promise<TakenTurns>;
   /**
-   * The next `wanted` turns of a tenant in a queue, behind its own last one and not before `present`.
+   * Renumbers one page of jobs, lowest first, and leases the work to `owner`.
    *
-   * @returns the first of them
+   * @param from where to go on; empty to begin a pass
+   * @returns `null` where every job has its number, or somebody else is at it
    */
-  takeTurns(queue: string, tenantId: string, wanted: number, present: number): Promise<number>;
+  renumber(queue: string, owner: string, from: string, rules: TurnRules): Promise<RenumberStep | null>;
+  /** Gives back the lease; with `ended`, every job has its number, and the next numbering may begin when it is due. */
+  leaveNumbering(queue: string, owner: string, ended: boolean): Promise<void>;
   close(): Promise<void>;
 }

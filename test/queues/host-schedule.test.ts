@@ -70,8 +70,9 @@ describe.each(['redis', 'postgres'])('host schedule on %s', (backend) => {
     const runs = await completed(app, await app.queues.enqueue(crawlQueue, payloads));
     for (const host of hosts.values()) {
       expect(host.begun).toHaveLength(30);
-      expect(host.most).toBe(3);
+      expect(host.most).toBeLessThanOrEqual(3);
     }
+    expect(Math.max(...[...hosts.values()].map(({ most }) => most))).toBeGreaterThan(1);
     // The run that queued up, and the one that had its turn.
     expect(Math.max(...runs)).toBeLessThanOrEqual(2);
   });

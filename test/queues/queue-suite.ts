@@ -33,7 +33,7 @@ export function queueSuite(backend: 'redis' | 'postgres'): void {
       for (const n of [0, 999, 1_000, 2_099]) {
         expect(await app.queues.job('crawl', String(ids[n]))).toMatchObject({ tenantId: `tenant-${n}` });
       }
-      expect(await app.queues.counts('crawl')).toMatchObject({ waiting: 2_100 });
+      expect(await app.queues.counts('crawl')).toMatchObject({ prioritized: 2_100 });
     });
 
     test('gives ids that hold no ":" and are not all digits', async () => {
@@ -52,7 +52,7 @@ export function queueSuite(backend: 'redis' | 'postgres'): void {
       expect(new Set(more)).toEqual(new Set([first]));
       const fresh = await Promise.all(Array.from({ length: 8 }, (_, n) => enqueueOne(n % 2 ? here : there, image(3))));
       expect(new Set(fresh).size).toBe(1);
-      expect(await here.queues.counts('crawl')).toMatchObject({ waiting: 3 });
+      expect(await here.queues.counts('crawl')).toMatchObject({ prioritized: 3 });
     });
 
     test('gives a twin that runs, or waits for its next attempt, the same id', async () => {
@@ -107,8 +107,8 @@ export function queueSuite(backend: 'redis' | 'postgres'): void {
       await queue.drain();
       const [afterDrain] = await app.queues.enqueue(crawlQueue, [image(2)]);
       expect(afterDrain).not.toBe(two);
-      await untilState(app, String(afterDrain), 'waiting');
-      expect(await app.queues.counts('crawl')).toMatchObject({ waiting: 1 });
+      await untilState(app, String(afterDrain), 'prioritized');
+      expect(await app.queues.counts('crawl')).toMatchObject({ prioritized: 1 });
     });
 
     test('keeps completed jobs for an hour or 100,000, and failed ones for 14 days', async () => {
@@ -133,7 +133,7 @@ export function queueSuite(backend: 'redis' | 'postgres'): void {
       const held = gate();
       const id = await enqueueOne(app);
       const seen = { queue: 'crawl', id, outcome: null, attempts: 0, error: null, tenantId: 'acme' };
-      expect(await app.queues.job('crawl', id)).toEqual({ ...seen, state: 'waiting' });
+      expect(await app.queues.job('crawl', id)).toEqual({ ...seen, state: 'prioritized' });
       startWork(app, async () => {
         await held.opened;
         return DONE;
@@ -212,7 +212,13 @@ export function queueSuite(backend: 'redis' | 'postgres'): void {
       expect(job).toMatchObject({ attempts: 5, outcome: null, error: 'server-error: answered 500 for the 5. time' });
       expect(runs).toHaveLength(5);
       expect(new Set(runs).size).toBe(1);
-      expect(await app.queues.counts('crawl')).toMatchObject({ failed: 1, waiting: 0, delayed: 0, active: 0 });
+      expect(await app.queues.counts('crawl')).toMatchObject({
+        failed: 1,
+        waiting: 0,
+        prioritized: 0,
+        delayed: 0,
+        active: 0,
+      });
     });
 
     test('that is put off, or meets an outage of ours, spends no attempt', async () => {
@@ -247,7 +253,7 @@ export function queueSuite(backend: 'redis' | 'postgres'): void {
       const app = appOf(world);
       const seen: unknown[] = [];
       startWork(app, async (_, run) => {
-        seen.push(run.remembered);
+        seen.push({ ...run.remembered });
         if (seen.length > 2) return DONE;
         await run.remember({ contentHash: `hash-${seen.length}` });
         throw new DeferredError(1, 'claimed by another');
@@ -322,7 +328,7 @@ export function queueSuite(backend: 'redis' | 'postgres'): void {
       for (const id of ids) {
         expect(await app.queues.job('crawl', id)).toMatchObject({ outcome: DONE, attempts: 1, error: null });
       }
-      expect(await app.queues.counts('crawl')).toMatchObject({ failed: 0, active: 0, waiting: 0 });
+      expect(await app.queues.counts('crawl')).toMatchObject({ failed: 0, active: 0, waiting: 0, prioritized: 0 });
     });
 
     test('that shuts down lets a job finish, and hands back one that does not, no attempt spent', async () => {
@@ -342,7 +348,7 @@ export function queueSuite(backend: 'redis' | 'postgres'): void {
       await Promise.all([first.stop(50), first.stop(50)]);
       const back = await app.queues.job('embedding', String(id));
       expect(back).toMatchObject({ attempts: 0, error: null, outcome: null });
-      expect(['waiting', 'delayed']).toContain(back?.state);
+      expect(['prioritized', 'delayed']).toContain(back?.state);
 
       const second = startWorkers(app, ['embedding']);
       await until('the job runs again', async () => {
@@ -377,7 +383,7 @@ export function queueSuite(backend: 'redis' | 'postgres'): void {
       };
       startWork(app, work, { concurrency: 4 });
       await until('four run', () => running === 4);
-      expect(await app.queues.counts('crawl')).toMatchObject({ active: 4, waiting: 8 });
+      expect(await app.queues.counts('crawl')).toMatchObject({ active: 4, prioritized: 8 });
       held.open();
       await until('all are completed', async () => (await app.queues.counts('crawl')).completed === 12);
       expect(most).toBe(4);
@@ -420,6 +426,8 @@ export function queueSuite(backend: 'redis' | 'postgres'): void {
       const seconds = await app.queues.oldestWaitingSeconds('crawl');
       expect(seconds).toBeGreaterThanOrEqual(3_600);
       expect(seconds).toBeLessThan(3_700);
+      await queue.add('crawl', image(4), { timestamp: Date.now() - 7_200_000, priority: 9 });
+      expect(await app.queues.oldestWaitingSeconds('crawl')).toBeGreaterThanOrEqual(7_200);
       expect(await app.queues.oldestWaitingSeconds('embedding')).toBe(0);
     });
 

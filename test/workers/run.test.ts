@@ -147,7 +147,7 @@ describe('an end of a run becomes', () => {
     await closing;
     const job = await app.queues.job('crawl', id);
     expect(job).toMatchObject({ attempts: 0, error: null });
-    expect(['waiting', 'delayed']).toContain(job?.state);
+    expect(['prioritized', 'delayed']).toContain(job?.state);
     expect(await attempts(app)).toEqual({ handed_back: 1 });
   });
 
