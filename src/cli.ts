@@ -8,6 +8,7 @@ import { addCacheCommands } from './cache-commands.js';
 import { type Config, type Env, namesNoServer, readEnv, toConfig } from './config.js';
 import { isMigrated, migrate } from './db/migrate.js';
 import { demo } from './demo/demo.js';
+import { addDoctorCommand } from './doctor-command.js';
 import { enqueueList } from './enqueue.js';
 import { ArgumentError, ConfigError, reasonOf } from './errors.js';
 import { addFailedCommands } from './failed-commands.js';
@@ -74,6 +75,7 @@ const logger = createLogger('warn', process.stderr);
 const open = async () => disposable(connect(await configured(), { logger }));
 addCacheCommands(program, open);
 addFailedCommands(program, open);
+addDoctorCommand(program, configured);
 
 program
   .command('demo')

@@ -1,0 +1,34 @@
+/** The command that looks at everything the service stands on. */
+import type { Command } from 'commander';
+import type { Config } from './config.js';
+import { type Finding, findingsOfConfig, worst } from './doctor/check.js';
+import { examine } from './doctor/doctor.js';
+import { ConfigError } from './errors.js';
+import { table } from './output.js';
+
+/** `configured` gives the configuration that every other command would use. */
+export function addDoctorCommand(program: Command, configured: () => Promise<Config>): void {
+  program
+    .command('doctor')
+    .description(
+      'check servers, storage, models, ports and settings, and say what to do; exit 1 where there is a problem',
+    )
+    .option('--json', 'print JSON')
+    .action(async ({ json }: { json?: boolean }) => {
+      const findings = await findingsWith(configured);
+      const verdict = worst(findings);
+      const rows = findings.map(({ verdict, check, says }) => [verdict, check, says]);
+      const text = json ? JSON.stringify({ verdict, findings }, null, 2) : table(['verdict', 'check', ''], rows);
+      process.stdout.write(`${text}\n`);
+      if (verdict === 'problem') process.exitCode = 1;
+    });
+}
+
+async function findingsWith(configured: () => Promise<Config>): Promise<Finding[]> {
+  try {
+    return await examine(await configured());
+  } catch (error) {
+    if (error instanceof ConfigError) return findingsOfConfig(error);
+    throw error;
+  }
+}

