@@ -2,6 +2,7 @@
  * The environment becomes one typed, complete configuration here and nowhere else: every variable, its meaning, its
  * default and its check. All problems are reported at once. `.env.example` lists the same variables.
  */
+import { readFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { resolve } from 'node:path';
 import { type AddressRule, parseRules } from './address-rules.js';
@@ -24,7 +25,13 @@ export interface Config {
   readonly postgres: PostgresConfig;
   /** Where images' bytes are kept. */
   readonly storage: { readonly kind: 'file'; readonly folder: string } | S3Settings;
-  readonly http: { readonly host: string; readonly port: number; readonly tokens: readonly ApiToken[] };
+  readonly http: {
+    readonly host: string;
+    readonly port: number;
+    readonly tokens: readonly ApiToken[];
+    /** Images that one token may have enqueued in a minute; `null` is any number. */
+    readonly imagesPerMinute: number | null;
+  };
   /** Port of `/metrics`, `/healthz` and `/readyz` where only workers run. */
   readonly metricsPort: number;
   readonly crawl: { readonly concurrency: number };
@@ -188,22 +195,44 @@ const addressRules: Variable<readonly AddressRule[]> = {
   },
 };
 
+/** Stands behind the variable whose value it holds, as Docker and Kubernetes hand out secrets. */
+const file: Variable<string> = {
+  expects: 'the path of a file that can be read and is not empty',
+  fallback: '',
+  parse: contentOf,
+};
+
+/** Without the line break that most editors leave at the end: a password may well end in a blank. */
+function contentOf(path: string): string | undefined {
+  try {
+    return readFileSync(path, 'utf8').replace(/[\r\n]+$/, '') || undefined;
+  } catch {
+    return undefined;
+  }
+}
+
 /** In the order of `.env.example`. */
 const VARIABLES = {
   REDIS_URL: url(['redis:', 'rediss:'], ['none']),
+  REDIS_URL_FILE: file,
   QUEUE_REDIS_URL: url(['redis:', 'rediss:']),
+  QUEUE_REDIS_URL_FILE: file,
   QUEUE_BACKEND: choice<'redis' | 'postgres' | ''>('', ['redis', 'postgres']),
   DATABASE_URL: url(['postgres:', 'postgresql:']),
+  DATABASE_URL_FILE: file,
   POSTGRES_HOST: text('localhost'),
   POSTGRES_PORT: integer(5432, 1, 65535),
   POSTGRES_DB: text('mordeaux'),
   POSTGRES_USER: text('mordeaux'),
   POSTGRES_PASSWORD: text('', true),
+  POSTGRES_PASSWORD_FILE: file,
   STORAGE_URL: storage,
   HOST: text('127.0.0.1'),
   PORT: integer(3000, 0, 65535),
   METRICS_PORT: integer(3001, 0, 65535),
   API_TOKENS: tokens,
+  API_TOKENS_FILE: file,
+  API_IMAGES_PER_MINUTE: { ...integer(0, 1, 1_000_000), fallback: null } as Variable<number | null>,
   CRAWL_CONCURRENCY: integer(16, 1, 1000),
   EMBEDDING_THREADS: integer(availableParallelism(), 1, 256),
   CACHE_TTL_EMBEDDING: integer(3600, 1),
@@ -243,7 +272,7 @@ const SERVER_VARIABLES = [
 
 /** Whether no server is named at all, so that `start` brings its own. */
 export function namesNoServer(env: Env): boolean {
-  return SERVER_VARIABLES.every((name) => !env[name]);
+  return SERVER_VARIABLES.every((name) => !env[name] && !env[`${name}_FILE`]);
 }
 
 /** The environment as it is. The only reader of `process.env`. */
@@ -264,7 +293,7 @@ export function toConfig(env: Env): Config {
       'QUEUE_BACKEND: expected postgres, or a QUEUE_REDIS_URL beside it, since REDIS_URL is none; got "redis"',
     );
   }
-  if (!env.API_TOKENS && !isLoopback(values.HOST)) {
+  if (!env.API_TOKENS && !env.API_TOKENS_FILE && !isLoopback(values.HOST)) {
     problems.push(`HOST: expected a loopback address while no API_TOKENS are set; got ${JSON.stringify(values.HOST)}`);
   }
   if (problems.length > 0) throw new ConfigError(problems);
@@ -273,7 +302,12 @@ export function toConfig(env: Env): Config {
     queue: backend === 'redis' ? { backend, url: queueUrl } : { backend },
     postgres: toPostgres(values),
     storage: values.STORAGE_URL,
-    http: { host: values.HOST, port: values.PORT, tokens: values.API_TOKENS },
+    http: {
+      host: values.HOST,
+      port: values.PORT,
+      tokens: values.API_TOKENS,
+      imagesPerMinute: values.API_IMAGES_PER_MINUTE,
+    },
     metricsPort: values.METRICS_PORT,
     crawl: { concurrency: values.CRAWL_CONCURRENCY },
     embedding: { threads: values.EMBEDDING_THREADS },
@@ -304,11 +338,14 @@ export function toConfig(env: Env): Config {
 
 function readValues(env: Env, problems: string[]): Values {
   const entries = Object.entries(VARIABLES).map(([name, variable]: [string, Variable<unknown>]) => {
-    const given = env[name];
+    const path = `${name}_FILE` in VARIABLES && env[`${name}_FILE`];
+    const given = env[name] || (path && contentOf(path));
+    if (env[name] && path) problems.push(`${name}_FILE: expected either it or ${name}; got both`);
     if (!given) return [name, variable.fallback];
     const value = variable.parse(given);
     if (value === undefined) {
-      problems.push(`${name}: expected ${variable.expects}; got ${shown(variable, given)}`);
+      const source = env[name] ? name : `${name}_FILE`;
+      problems.push(`${source}: expected ${variable.expects}; got ${shown(variable, given)}`);
     }
     return [name, value ?? variable.fallback];
   });

@@ -4,7 +4,7 @@
  */
 
 /** Lasting facts about an image or a URL. Also the label values of `crawl_images_total{outcome="rejected",reason}`. */
-const REJECT_REASONS = [
+export const REJECT_REASONS = [
   'not-an-image',
   'corrupt',
   'unsupported',

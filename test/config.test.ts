@@ -1,8 +1,8 @@
 /** The environment becomes a configuration, or a list of everything that is wrong with it. */
-import { existsSync, readFileSync } from 'node:fs';
-import { availableParallelism } from 'node:os';
-import { resolve } from 'node:path';
-import { expect, test } from 'vitest';
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { availableParallelism, tmpdir } from 'node:os';
+import { join, resolve } from 'node:path';
+import { expect, onTestFinished, test } from 'vitest';
 import { namesNoServer, toConfig, VARIABLE_NAMES } from '../src/config.js';
 import { ConfigError } from '../src/errors.js';
 
@@ -26,7 +26,7 @@ test('with nothing set every default is the documented one [M16, M18]', () => {
     queue: { backend: 'redis', url: 'redis://localhost:6379/0' },
     postgres: { host: 'localhost', port: 5432, database: 'mordeaux', user: 'mordeaux', password: '' },
     storage: { folder: resolve('data/objects') },
-    http: { host: '127.0.0.1', port: 3000, tokens: [] },
+    http: { host: '127.0.0.1', port: 3000, tokens: [], imagesPerMinute: null },
     metricsPort: 3001,
     embedding: { threads: availableParallelism() },
     fetch: { maxBytes: 20 * 1024 * 1024, timeoutMs: 30_000, allow: [], deny: [] },
@@ -122,6 +122,57 @@ test.each([
   expect(problem).not.toContain('hunter2');
 });
 
+/** A file with a secret in it, as an orchestrator lays it out. */
+function secretFile(content: string): string {
+  const folder = mkdtempSync(join(tmpdir(), 'hc-secret-'));
+  onTestFinished(() => rmSync(folder, { recursive: true }));
+  const file = join(folder, 'secret');
+  writeFileSync(file, content);
+  return file;
+}
+
+test('secrets come from files, too, without the line break at their end', () => {
+  const config = toConfig({
+    REDIS_URL_FILE: secretFile('rediss://user:pw@cache:7000/1\n'),
+    QUEUE_REDIS_URL_FILE: secretFile('redis://queue:6380'),
+    POSTGRES_PASSWORD_FILE: secretFile(' a@b \r\n\n'),
+    API_TOKENS_FILE: secretFile('one=acme,two=*\n'),
+    HOST: '0.0.0.0',
+  });
+  expect(config).toMatchObject({
+    redisUrl: 'rediss://user:pw@cache:7000/1',
+    queue: { backend: 'redis', url: 'redis://queue:6380' },
+    postgres: { host: 'localhost', password: ' a@b ' },
+    http: {
+      host: '0.0.0.0',
+      tokens: [
+        { token: 'one', tenant: 'acme' },
+        { token: 'two', tenant: '*' },
+      ],
+    },
+  });
+  const connectionString = 'postgres://u:pw@db/name';
+  expect(toConfig({ DATABASE_URL_FILE: secretFile(`${connectionString}\n`) }).postgres).toEqual({ connectionString });
+});
+
+test.each(['REDIS_URL', 'QUEUE_REDIS_URL', 'DATABASE_URL', 'POSTGRES_PASSWORD', 'API_TOKENS'])(
+  '%s_FILE that cannot be read, is empty, or stands beside %s is a problem; nothing of the content is told',
+  (name) => {
+    const missing = `${name}_FILE: expected the path of a file that can be read and is not empty; got `;
+    expect(problemsOf({ [`${name}_FILE`]: '/nowhere/at/all' })).toEqual([`${missing}"/nowhere/at/all"`]);
+    expect(problemsOf({ [`${name}_FILE`]: tmpdir() })).toEqual([missing + JSON.stringify(tmpdir())]);
+    const empty = secretFile('\n');
+    expect(problemsOf({ [`${name}_FILE`]: empty })).toEqual([missing + JSON.stringify(empty)]);
+    const file = secretFile(SECRET);
+    const both = problemsOf({ [`${name}_FILE`]: file, [name]: SECRET });
+    expect(both).toContain(`${name}_FILE: expected either it or ${name}; got both`);
+    expect(both.join()).not.toContain(SECRET);
+    // As a password the content is good; as anything else it is told to be bad, under the name it was given by.
+    const named = problemsOf({ [`${name}_FILE`]: file }).map((problem) => problem.replace(/: expected .*;/, ':'));
+    expect(named).toEqual(name === 'POSTGRES_PASSWORD' ? [] : [`${name}_FILE: got [secret]`]);
+  },
+);
+
 test('every problem is told at once, in the order of the variables: the variable, what was expected, and its value', () => {
   expect(
     problemsOf({
@@ -206,6 +257,7 @@ test('only variables that name a server keep the service from bringing its own',
   expect(namesNoServer({ PORT: '1', API_TOKENS: 'x', REDIS_URL: '', DATABASE_URL: '' })).toBe(true);
   for (const name of ['REDIS_URL', 'QUEUE_REDIS_URL', 'DATABASE_URL', 'POSTGRES_HOST', 'POSTGRES_PASSWORD']) {
     expect(namesNoServer({ [name]: 'x' }), name).toBe(false);
+    if (name !== 'POSTGRES_HOST') expect(namesNoServer({ [`${name}_FILE`]: '/x' }), name).toBe(false);
   }
 });
 

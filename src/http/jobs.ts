@@ -1,27 +1,18 @@
 /** Ask for work, and look at it. */
 import type { FastifyInstance, FastifyRequest } from 'fastify';
-import { z } from 'zod';
+import type { z } from 'zod';
 import type { App } from '../app.js';
-import { isSoundText } from '../kinds/kind.js';
-import { firstProblem, QUEUE_NAMES, tenantId } from '../queues/contract.js';
+import { firstProblem } from '../queues/contract.js';
 import { type CrawlPayload, crawlPayload, crawlQueue } from '../queues/crawl.js';
-import { embeddingPayload, embeddingQueue } from '../queues/embedding.js';
+import { embeddingQueue } from '../queues/embedding.js';
 import type { AccessRules } from './access.js';
+import { operations, serve } from './api.js';
 import { notFound, parsed } from './problem.js';
+import { ImageQuota } from './quota.js';
+import { crawlJobsBody, embeddingJob, type job, jobPath } from './schemas.js';
+import { inSlices } from './slices.js';
 
-const MOST_IMAGES = 10_000;
 const CRAWL_BODY_BYTES = 32 * 1024 * 1024;
-
-const crawlJobs = z.object({
-  tenantId,
-  /** Each is checked by itself: one bad URL refuses itself alone. */
-  images: z.array(z.unknown()).min(1).max(MOST_IMAGES),
-  force: z.boolean().optional(),
-});
-
-const embeddingJob = embeddingPayload.omit({ v: true });
-
-const jobPath = z.object({ queue: z.enum(QUEUE_NAMES), id: z.string().min(1).max(200).refine(isSoundText) });
 
 interface RejectedImage {
   readonly index: number;
@@ -33,38 +24,43 @@ export function jobRoutes(server: FastifyInstance, app: App, access: AccessRules
   // Before the body is read: a stranger is neither listened to for 32 MiB nor told what is wrong with them.
   const onRequest = async (request: FastifyRequest) => void access.of(request);
 
-  server.post('/v1/crawl-jobs', { bodyLimit: CRAWL_BODY_BYTES, onRequest }, async (request, reply) => {
-    const body = parsed(crawlJobs, request.body);
+  const quota = new ImageQuota(app);
+  const crawlOptions = { bodyLimit: CRAWL_BODY_BYTES, onRequest };
+  const enqueueCrawl = async (request: FastifyRequest) => {
+    const body = parsed(crawlJobsBody, request.body);
     access.tenant(request, body.tenantId);
-    const { payloads, urls, rejected } = sorted(body);
+    const { payloads, urls, rejected } = await sorted(body);
+    await quota.take(request, payloads.length);
     const ids = payloads.length > 0 ? await app.queues.enqueue(crawlQueue, payloads) : [];
-    const accepted = ids.map((jobId, i) => ({ url: urls[i], jobId }));
-    return reply.code(202).send({ accepted, rejected });
-  });
+    return { accepted: ids.map((jobId, i) => ({ url: urls[i] as string, jobId })), rejected };
+  };
+  serve(server, operations.enqueueCrawl, enqueueCrawl, crawlOptions);
 
-  server.post('/v1/embedding-jobs', { onRequest }, async (request, reply) => {
+  const enqueueEmbedding = async (request: FastifyRequest) => {
     const body = parsed(embeddingJob, request.body);
     access.tenant(request, body.tenantId);
     if (!(await app.records.content(body.tenantId, body.contentHash))) throw notFound();
     const [jobId] = await app.queues.enqueue(embeddingQueue, [{ v: 1, ...body }]);
-    return reply.code(202).send({ jobId });
-  });
+    return { jobId: jobId as string };
+  };
+  serve(server, operations.enqueueEmbedding, enqueueEmbedding, { onRequest });
 
-  server.get('/v1/jobs/:queue/:id', async (request) => {
+  serve(server, operations.job, async (request) => {
     const allowed = access.of(request);
     const path = jobPath.safeParse(request.params);
-    const job = path.success ? await app.queues.job(path.data.queue, path.data.id) : null;
-    if (!job || !(allowed.all || allowed.mayUse(String(job.tenantId)))) throw notFound();
-    const { tenantId: _, ...view } = job;
-    return view;
+    const found = path.success ? await app.queues.job(path.data.queue, path.data.id) : null;
+    if (!found || !(allowed.all || allowed.mayUse(String(found.tenantId)))) throw notFound();
+    const { tenantId: _, ...view } = found;
+    // Its outcome is what a worker left: of ours, one of the union.
+    return view as z.input<typeof job>;
   });
 }
 
-function sorted({ tenantId, images, force }: z.infer<typeof crawlJobs>) {
+async function sorted({ tenantId, images, force }: z.infer<typeof crawlJobsBody>) {
   const payloads: CrawlPayload[] = [];
   const urls: string[] = [];
   const rejected: RejectedImage[] = [];
-  images.forEach((image, index) => {
+  await inSlices(images, (image, index) => {
     const fields = typeof image === 'object' && image !== null ? image : {};
     const given = 'url' in fields && typeof fields.url === 'string' ? fields.url : null;
     const result = crawlPayload.safeParse({ ...fields, v: 1, tenantId, ...(force ? { force } : {}) });

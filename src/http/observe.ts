@@ -7,20 +7,23 @@ import { Gauge } from 'prom-client';
 import { type App, readiness } from '../app.js';
 import { QUEUE_NAMES } from '../queues/contract.js';
 import type { AccessRules } from './access.js';
+import { operations, serve } from './api.js';
 
 /** Open to whoever reaches the port: no tenant's data is in them. */
 export function healthRoutes(server: FastifyInstance, app: App): void {
   // Alive means that this process answers; an outage elsewhere must not have the whole fleet restarted.
-  server.get('/healthz', async () => ({ status: 'ok' }));
+  serve(server, operations.health, async () => ({ status: 'ok' as const }));
 
-  server.get('/readyz', async (_request, reply) => {
+  serve(server, operations.ready, async (_request, reply) => {
     const { ready, degraded } = await readiness(app);
-    return reply.code(ready ? 200 : 503).send({ status: ready ? 'ready' : 'unavailable', degraded });
+    if (!ready) reply.code(503);
+    return { status: ready ? ('ready' as const) : ('unavailable' as const), degraded };
   });
 
-  server.get('/metrics', async (_request, reply) => {
+  serve(server, operations.metrics, async (_request, reply) => {
     const { registry } = app.metrics;
-    return reply.type(registry.contentType).send(await registry.metrics());
+    reply.type(registry.contentType);
+    return registry.metrics();
   });
 }
 
@@ -76,6 +79,8 @@ export async function dashboard(server: FastifyInstance, app: App, access: Acces
   createBullBoard({ queues: app.queues.all.map((queue) => new BullMQAdapter(queue)), serverAdapter: adapter });
   await server.register(async (scope) => {
     scope.addHook('onRequest', (request, reply) => access.dashboard(request, reply));
+    // In a frame of another origin its buttons could be laid under somebody's clicks.
+    scope.addHook('onSend', async (_request, reply) => void reply.header('x-frame-options', 'SAMEORIGIN'));
     await scope.register(adapter.registerPlugin(), { prefix: '/dashboard' });
   });
 }

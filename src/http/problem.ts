@@ -6,13 +6,15 @@ import { ArgumentError, TierUnavailableError } from '../errors.js';
 import { firstProblem } from '../queues/contract.js';
 import { QueueUnavailableError } from '../queues/index.js';
 
-const TITLES: Readonly<Record<number, string>> = {
+export const TITLES: Readonly<Record<number, string>> = {
   400: 'Bad Request',
   401: 'Unauthorized',
+  403: 'Forbidden',
   404: 'Not Found',
   413: 'Content Too Large',
   415: 'Unsupported Media Type',
   421: 'Misdirected Request',
+  429: 'Too Many Requests',
   500: 'Internal Server Error',
   503: 'Service Unavailable',
 };
@@ -25,6 +27,8 @@ export class HttpProblem extends Error {
     readonly detail: string,
     /** The part of the request that is wrong. */
     readonly field?: string,
+    /** Seconds after which trying again makes sense. */
+    readonly retryAfter: number | undefined = status === 503 ? 5 : undefined,
   ) {
     super(detail);
   }
@@ -44,11 +48,11 @@ export function parsed<T>(schema: z.ZodType<T>, part: unknown): T {
 }
 
 export function answerWithProblems(server: FastifyInstance, app: App): void {
-  server.setNotFoundHandler((_request, reply) => send(reply, notFound()));
+  server.setNotFoundHandler((_request, reply) => sendProblem(reply, notFound()));
   server.setErrorHandler((error: FastifyError, request, reply) => {
     const problem = toProblem(error);
     if (problem.status === 500) app.log.error({ err: error, requestId: request.id }, 'request failed');
-    return send(reply, problem);
+    return sendProblem(reply, problem);
   });
 }
 
@@ -62,9 +66,9 @@ function toProblem(error: FastifyError): HttpProblem {
   return status < 500 ? new HttpProblem(status, error.message) : new HttpProblem(500, 'something went wrong here');
 }
 
-function send(reply: FastifyReply, { status, detail, field }: HttpProblem): FastifyReply {
+export function sendProblem(reply: FastifyReply, { status, detail, field, retryAfter }: HttpProblem): FastifyReply {
   if (status === 401) reply.header('www-authenticate', 'Bearer');
-  if (status === 503) reply.header('retry-after', '5');
+  if (retryAfter !== undefined) reply.header('retry-after', String(retryAfter));
   const body = { type: 'about:blank', title: TITLES[status] ?? 'Error', status, detail, ...(field ? { field } : {}) };
   return reply.code(status).type('application/problem+json').send(JSON.stringify(body));
 }

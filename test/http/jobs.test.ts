@@ -169,7 +169,7 @@ describe('GET /v1/jobs/:queue/:id', () => {
     const { jobId } = (await other.inject({ method: 'POST', url: '/v1/crawl-jobs', payload })).json().accepted[0];
     const look = async () => (await other.inject(`/v1/jobs/crawl/${jobId}`)).json();
     const view = { queue: 'crawl', id: jobId, outcome: null, attempts: 0, error: null };
-    expect(await look()).toEqual({ ...view, state: 'waiting' });
+    expect(await look()).toEqual({ ...view, state: 'prioritized' });
     const outcome = { outcome: 'skipped', reason: 'url', contentHash: 'f00d', rawKey: 'raw/f00d' };
     startWork(own, async () => outcome);
     await until('the job is completed', async () => (await look()).state === 'completed');
