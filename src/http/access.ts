@@ -8,9 +8,11 @@ import { HttpProblem, notFound } from './problem.js';
 export interface Access {
   mayUse(tenantId: string): boolean;
   readonly all: boolean;
+  /** Those it opens, where it does not open all. */
+  readonly tenants: ReadonlySet<string>;
 }
 
-const EVERYTHING: Access = { mayUse: () => true, all: true };
+const EVERYTHING: Access = { mayUse: () => true, all: true, tenants: new Set() };
 
 const MISDIRECTED = 'without API_TOKENS this server answers to loopback names alone';
 const LOOPBACK_HOST = /^(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?$/i;
@@ -29,17 +31,32 @@ export class AccessRules {
    * name (DNS rebinding)
    */
   of(request: FastifyRequest): Access {
-    if (this.#tokens.length === 0) return openOnLoopback(request);
-    const given = bearer(request);
-    const access = given === null ? null : this.#opened(given);
-    if (!access) throw new HttpProblem(401, 'send a token of API_TOKENS as "Authorization: Bearer …"');
-    return access;
+    return this.#openedBy(request, bearer(request));
+  }
+
+  /**
+   * As `of`, for what the page shows: the token may also be the password of HTTP Basic, which is what a browser sends
+   * along with an `<img>`. It sends it by itself, so never for what changes something.
+   */
+  viewer(request: FastifyRequest): Access {
+    return this.#openedBy(request, bearer(request) ?? basicPassword(request));
   }
 
   /** The tenant, where the request may use it. @throws {HttpProblem} 404 as if it were absent */
   tenant(request: FastifyRequest, tenantId: string): string {
     if (!this.of(request).mayUse(tenantId)) throw notFound();
     return tenantId;
+  }
+
+  /** HTTP Basic for people at the page: any name, and any token as the password. */
+  async page(request: FastifyRequest, reply: FastifyReply): Promise<void> {
+    try {
+      this.viewer(request);
+    } catch (error) {
+      if (!(error instanceof HttpProblem) || error.status !== 401) throw error;
+      reply.header('www-authenticate', 'Basic realm="hybrid-cache-service", charset="UTF-8"');
+      await reply.code(401).send('This page needs a token as the password; the name does not matter.');
+    }
   }
 
   /** HTTP Basic for people at the dashboard: any name, and a `*` token as the password. */
@@ -55,6 +72,13 @@ export class AccessRules {
     await reply.code(401).send('The dashboard needs a token for all tenants as the password.');
   }
 
+  #openedBy(request: FastifyRequest, given: string | null): Access {
+    if (this.#tokens.length === 0) return openOnLoopback(request);
+    const access = given === null ? null : this.#opened(given);
+    if (!access) throw new HttpProblem(401, 'send a token of API_TOKENS as "Authorization: Bearer …"');
+    return access;
+  }
+
   /** Compares with every token, in a time that tells nothing about which one came close. */
   #opened(given: string): Access | null {
     const digest = digestOf(given);
@@ -63,7 +87,7 @@ export class AccessRules {
       if (timingSafeEqual(token.digest, digest)) tenants.add(token.tenant);
     }
     if (tenants.has('*')) return EVERYTHING;
-    return tenants.size > 0 ? { mayUse: (tenantId) => tenants.has(tenantId), all: false } : null;
+    return tenants.size > 0 ? { mayUse: (tenantId) => tenants.has(tenantId), all: false, tenants } : null;
   }
 }
 
@@ -80,7 +104,7 @@ function digestOf(text: string): Buffer {
   return createHash('sha256').update(text).digest();
 }
 
-function bearer({ headers }: FastifyRequest): string | null {
+export function bearer({ headers }: FastifyRequest): string | null {
   return /^Bearer +(\S+)$/i.exec(headers.authorization ?? '')?.[1] ?? null;
 }
 

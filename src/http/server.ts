@@ -6,7 +6,12 @@ import { cacheRoutes } from './cache.js';
 import { imageRoutes } from './images.js';
 import { jobRoutes } from './jobs.js';
 import { dashboard, healthRoutes, storeGauges } from './observe.js';
-import { answerWithProblems } from './problem.js';
+import { documentRoute } from './openapi.js';
+import { overviewRoutes, shareLookups } from './overview.js';
+import { pageRoutes } from './page.js';
+import { answerWithProblems, HttpProblem, sendProblem } from './problem.js';
+import { logRequests, requestId } from './request-log.js';
+import { refuseOtherOrigins } from './same-origin.js';
 
 const BODY_BYTES = 1024 * 1024;
 
@@ -18,17 +23,28 @@ export async function createServer(app: App, { api }: { api: boolean }): Promise
     // Answers under way are sent; connections that only wait for the next request are not waited for.
     forceCloseConnections: 'idle',
     logger: false,
+    requestIdHeader: false,
+    genReqId: requestId,
+    // A path that cannot be decoded reaches no hook and no error handler.
+    frameworkErrors: (_error, { id }, reply) =>
+      sendProblem(reply.header('x-request-id', id), new HttpProblem(400, 'the path of the URL cannot be decoded')),
   });
   // A form or plain text would pass a browser's cross-origin rules; JSON alone does not.
   server.removeContentTypeParser('text/plain');
+  logRequests(server, app.log);
+  refuseOtherOrigins(server);
   answerWithProblems(server, app);
   healthRoutes(server, app);
+  const lookups = shareLookups(server, app);
   if (!api) return server;
+  documentRoute(server);
   const access = new AccessRules(app.config.http.tokens);
   storeGauges(app);
   jobRoutes(server, app, access);
   imageRoutes(server, app, access);
   cacheRoutes(server, app, access);
+  overviewRoutes(server, app, access, lookups);
+  await pageRoutes(server, access);
   await dashboard(server, app, access);
   return server;
 }

@@ -1,0 +1,80 @@
+/** How much there is of some tenants: what `statistics.ts` tells of all of them together, and how many faces were found. */
+import type { Query } from './query.js';
+
+/** Rows that can be reached. */
+export interface Holdings {
+  readonly images: number;
+  readonly urls: number;
+  readonly embedded: number;
+  readonly refusals: number;
+  /** Whether all of these were counted; else those with many rows are at least as many (some tenants) or about (all). */
+  readonly exact: boolean;
+}
+
+export interface FaceCount {
+  readonly faces: number;
+  /** The embedded images that were looked at, and those of them that show a face. */
+  readonly images: number;
+  readonly withFaces: number;
+  /** Whether these are all; else they are a part of them. */
+  readonly exact: boolean;
+}
+
+const MOST_ROWS = 10_000;
+const MOST_FACE_ROWS = 2_000;
+
+const CURRENT = (tenant: string) =>
+  `(select max(generation) from cache_generations where tenant_id in (${tenant}, '*'))`;
+
+const counted = (table: string) => `(select count(*)::int from (
+    select from ${table} as cached where cached.tenant_id = asked.tenant_id and cached.generation = asked.generation
+    limit ${MOST_ROWS + 1}) as few)`;
+
+const COUNTS = {
+  name: 'holdings_of_few',
+  text: `select ${counted('crawl_content_cache')} as images, ${counted('crawl_cache')} as urls,
+      ${counted('face_embeddings_cache')} as embedded, ${counted('rejection_cache')} as refusals
+    from (select tenant_id, ${CURRENT('tenant_id')} as generation from unnest($1::text[]) as tenant_id) as asked`,
+};
+
+const faceCount = (rows: string) => `with page as materialized (${rows})
+  select coalesce(sum(faces), 0)::int as faces, count(*)::int as images,
+    (count(*) filter (where faces > 0))::int as "withFaces", (select count(*) from page) < ${MOST_FACE_ROWS} as exact
+  from page where model = $1 and generation = ${CURRENT('page.tenant_id')}`;
+
+const FACES = {
+  name: 'faces_of_all',
+  text: faceCount(`select tenant_id, generation, model, faces from face_embeddings_cache
+    order by created_at desc limit ${MOST_FACE_ROWS}`),
+};
+
+const FACES_OF_FEW = {
+  name: 'faces_of_few',
+  text: faceCount(`select cached.tenant_id, cached.generation, cached.model, cached.faces
+    from unnest($2::text[]) as asked(tenant_id) cross join lateral (
+      select * from face_embeddings_cache as own
+      where own.tenant_id = asked.tenant_id and own.generation = ${CURRENT('asked.tenant_id')}
+      limit ${MOST_FACE_ROWS}) as cached
+    limit ${MOST_FACE_ROWS}`),
+};
+
+/** Up to 10,000 rows of each table and tenant are counted. @throws {TierUnavailableError} */
+export async function holdingsOf(query: Query, tenants: readonly string[]): Promise<Holdings> {
+  const { rows } = await query<Omit<Holdings, 'exact'>>({ ...COUNTS, values: [tenants] });
+  const sum = { images: 0, urls: 0, embedded: 0, refusals: 0 };
+  let exact = true;
+  for (const row of rows) {
+    for (const name of Object.keys(sum) as (keyof typeof sum)[]) {
+      sum[name] += Math.min(row[name], MOST_ROWS);
+      exact &&= row[name] <= MOST_ROWS;
+    }
+  }
+  return { ...sum, exact };
+}
+
+/** The faces of up to 2,000 images, the newest of all tenants or any of some. @throws {TierUnavailableError} */
+export async function facesFound(query: Query, tenants: readonly string[] | null, model: string): Promise<FaceCount> {
+  const statement = tenants ? { ...FACES_OF_FEW, values: [model, tenants] } : { ...FACES, values: [model] };
+  const { rows } = await query<FaceCount>(statement);
+  return rows[0] as FaceCount;
+}

@@ -1,0 +1,267 @@
+/**
+ * What a person wants to know at a glance, as the page at `/` shows it. The figures come from the stores and not from
+ * the process that is asked, so that they are the same whichever is; a part whose store is away says so in its place.
+ *
+ * Ten pages cost as one: a part is looked up once in a second, whoever asks for it, and what costs more less often.
+ */
+import type { FastifyInstance } from 'fastify';
+import type { App } from '../app.js';
+import { type FaceCount, facesFound, type Holdings, holdingsOf } from '../cache/holdings.js';
+import { type NearDuplicate, searchNearDuplicates } from '../cache/near-duplicates.js';
+import { type RecentImage, recentImages } from '../cache/recent-images.js';
+import { type LookupTable, SHARED_MINUTES, SharedLookups } from '../cache/shared-lookups.js';
+import { reasonOf } from '../errors.js';
+import { within } from '../lifecycle.js';
+import { withoutSecrets } from '../logger.js';
+import { QUEUE_NAMES, type QueueName } from '../queues/contract.js';
+import type { Access, AccessRules } from './access.js';
+import { type EndedJob, type EndedJobs, EndedJobWindow, hostAndPath } from './ended-jobs.js';
+import { type Failures, failuresOf, type Run, runOf, theirs } from './run-figures.js';
+import { Shared } from './shared.js';
+
+const FRESH_MS = 1_000;
+/** Rows are counted, up to 10,000 of each table: a tenth of a second of PostgreSQL's where there are that many. */
+const COUNTED_MS = 5_000;
+/** Failed jobs are read anew then, and near-duplicates searched. */
+const COSTLY_MS = 10_000;
+const IMAGES = 24;
+const TROUBLES = 6;
+const LINKS = 4;
+const CHECK_MS = 1_000;
+
+/** In place of what could not be had. */
+interface Missing {
+  readonly error: string;
+}
+
+interface Trouble extends Omit<EndedJob, 'faces'> {}
+
+export interface Overview {
+  /** When it was put together, in milliseconds since the epoch. */
+  readonly at: number;
+  /** Whose it is: `null` is all tenants. */
+  readonly tenants: readonly string[] | null;
+  /** The model of the faces. */
+  readonly model: string;
+  readonly crawl: Run | Missing;
+  readonly embedding: Run | Missing;
+  readonly holdings: Holdings | Missing;
+  readonly faces: FaceCount | Missing;
+  /** Of all tenants together; left out for those who may not see them. */
+  readonly queues?: QueueView[] | Missing;
+  readonly lookups?: LookupView | Missing;
+  /** Writes that wait for PostgreSQL. */
+  readonly replayPending?: number | null | Missing;
+  readonly tiers: TierView[];
+  readonly failures: Failures | Missing;
+  /** What was rejected or failed last. */
+  readonly troubles: Trouble[] | Missing;
+  readonly images: ImageView[] | Missing;
+}
+
+interface QueueView {
+  readonly queue: QueueName;
+  /** Waiting for a worker, whatever BullMQ calls it; and for their time to come. */
+  readonly waiting: number;
+  readonly delayed: number;
+  readonly active: number;
+  readonly completed: number;
+  readonly failed: number;
+  readonly oldestWaitingSeconds: number;
+}
+
+interface LookupView {
+  /** Of all processes within the last minutes; where Redis is turned off, of this one since it began: `null`. */
+  readonly minutes: number | null;
+  readonly byKind: LookupTable;
+}
+
+interface TierView {
+  readonly name: 'redis' | 'postgres' | 'queue';
+  readonly state: 'up' | 'down' | 'off';
+  readonly detail: string;
+}
+
+interface ImageView extends Omit<RecentImage, 'url' | 'phash'> {
+  /** Host and path of its URL. */
+  readonly address: string | null;
+  readonly nearDuplicates: { readonly contentHash: string; readonly distance: number }[];
+}
+
+export function overviewRoutes(
+  server: FastifyInstance,
+  app: App,
+  access: AccessRules,
+  lookups: SharedLookups | null,
+): void {
+  const overview = new OverviewSource(app, lookups);
+  server.get('/v1/overview', async (request, reply) => {
+    const allowed = access.viewer(request);
+    reply.header('cache-control', 'no-store').header('cross-origin-resource-policy', 'same-origin');
+    return overview.read(allowed);
+  });
+}
+
+/**
+ * In every process that does work, so that whichever serves the page knows the look-ups of all. Only a server that
+ * listens tells of its own; `null` where Redis is turned off.
+ */
+export function shareLookups(server: FastifyInstance, { config, connection, metrics }: App): SharedLookups | null {
+  const { redis } = connection.tiers;
+  if (!redis || !config.redisUrl) return null;
+  const shared = new SharedLookups(config.redisUrl, (id) => redis.tier.keyOf(id), metrics.lookups);
+  server.addHook('onListen', async () => shared.start());
+  server.addHook('onClose', () => shared.close());
+  return shared;
+}
+
+class OverviewSource {
+  readonly #shared = new Shared();
+  readonly #windows: Record<'completed' | 'failed', readonly EndedJobWindow[]>;
+
+  constructor(
+    private readonly app: App,
+    private readonly lookups: SharedLookups | null,
+  ) {
+    const windows = (ending: 'completed' | 'failed') =>
+      QUEUE_NAMES.map((queue) => new EndedJobWindow(app.queues, queue, ending));
+    this.#windows = { completed: windows('completed'), failed: windows('failed') };
+  }
+
+  read({ all, tenants }: Access): Promise<Overview> {
+    const scope = all ? null : [...tenants].sort();
+    return this.#shared.get(`overview ${scope?.join()}`, FRESH_MS, () => this.#make(scope));
+  }
+
+  async #make(tenants: readonly string[] | null): Promise<Overview> {
+    const { connection, models } = this.app;
+    const model = models.embedding;
+    const ofAll = tenants === null;
+    const at = Date.now();
+    const told = teller(ofAll);
+    const run = (queue: QueueName) => told(async () => runOf(theirs(await this.#completed(queue), tenants), at));
+    const [crawl, embedding, holdings, faces, queues, lookups, replayPending, tiers, failures, troubles, images] =
+      await Promise.all([
+        run('crawl'),
+        run('embedding'),
+        told(() => this.#shared.get(`holdings ${tenants}`, COUNTED_MS, () => this.#holdings(tenants))),
+        told(() =>
+          this.#shared.get(`faces ${tenants}`, COUNTED_MS, () => facesFound(connection.query, tenants, model)),
+        ),
+        ofAll ? told(() => Promise.all(QUEUE_NAMES.map((queue) => this.#queue(queue)))) : undefined,
+        ofAll ? told(() => this.#lookupView()) : undefined,
+        ofAll ? told(async () => (await connection.journal?.pending()) ?? null) : undefined,
+        this.#tiers(ofAll),
+        told(async () => failuresOf((await this.#failed()).map((jobs) => theirs(jobs, tenants)))),
+        told(() => this.#troubles(tenants)),
+        told(() => this.#images(tenants, model)),
+      ]);
+    const shared = { crawl, embedding, holdings, faces, tiers, failures, troubles, images };
+    const general = queues && lookups && replayPending !== undefined ? { queues, lookups, replayPending } : {};
+    return { at, tenants, model, ...shared, ...general };
+  }
+
+  #completed(queue: QueueName): Promise<EndedJobs> {
+    const window = this.#windows.completed[QUEUE_NAMES.indexOf(queue)] as EndedJobWindow;
+    return this.#shared.get(`completed ${queue}`, FRESH_MS, () => window.read());
+  }
+
+  #failed(): Promise<EndedJobs[]> {
+    return this.#shared.get('failed', COSTLY_MS, () => Promise.all(this.#windows.failed.map((one) => one.read())));
+  }
+
+  /** Of all tenants, what `stats` says. */
+  async #holdings(tenants: readonly string[] | null): Promise<Holdings> {
+    if (tenants) return holdingsOf(this.app.connection.query, tenants);
+    const { postgresStats } = await this.app.cache.getCacheStats();
+    if ('error' in postgresStats) throw new Error(postgresStats.error);
+    return {
+      images: postgresStats.crawlContentCacheCount,
+      urls: postgresStats.crawlCacheCount,
+      embedded: postgresStats.faceEmbeddingsCacheCount,
+      refusals: postgresStats.rejectionCacheCount,
+      exact: postgresStats.estimated.length === 0,
+    };
+  }
+
+  async #queue(queue: QueueName): Promise<QueueView> {
+    const { queues } = this.app;
+    const [counts, oldestWaitingSeconds] = await Promise.all([
+      queues.counts(queue),
+      queues.oldestWaitingSeconds(queue),
+    ]);
+    const of = (...states: string[]) => states.reduce((sum, state) => sum + (counts[state] ?? 0), 0);
+    return {
+      queue,
+      waiting: of('waiting', 'prioritized', 'paused', 'waiting-children'),
+      delayed: of('delayed'),
+      active: of('active'),
+      completed: of('completed'),
+      failed: of('failed'),
+      oldestWaitingSeconds,
+    };
+  }
+
+  async #lookupView(): Promise<LookupView> {
+    if (!this.lookups) return { minutes: null, byKind: structuredClone(this.app.metrics.lookups) };
+    return { minutes: SHARED_MINUTES, byKind: await this.lookups.read() };
+  }
+
+  /** As this process finds them when it asks. Why one is away may name a host: that is the operator's to know. */
+  async #tiers(forOperators: boolean): Promise<TierView[]> {
+    const { connection, config, queues } = this.app;
+    const { redis, postgres } = connection.tiers;
+    const checked = async (name: TierView['name'], guard: typeof postgres.guard): Promise<TierView> => {
+      const up = await within(CHECK_MS, guard.check(), false);
+      const why = withoutSecrets(guard.reason) || 'no answer within a second';
+      return { name, state: up ? 'up' : 'down', detail: up || !forOperators ? '' : why };
+    };
+    const queue = async (): Promise<TierView> => {
+      const detail = `on ${config.queue.backend === 'redis' ? 'Redis' : 'PostgreSQL'}`;
+      return { name: 'queue', state: (await queues.isUp()) ? 'up' : 'down', detail };
+    };
+    return Promise.all([
+      redis ? checked('redis', redis.guard) : { name: 'redis' as const, state: 'off' as const, detail: 'turned off' },
+      checked('postgres', postgres.guard),
+      queue(),
+    ]);
+  }
+
+  async #troubles(tenants: readonly string[] | null): Promise<Trouble[]> {
+    const completed = await Promise.all(QUEUE_NAMES.map((queue) => this.#completed(queue)));
+    return [...completed, ...(await this.#failed())]
+      .flatMap((jobs) => theirs(jobs, tenants).jobs)
+      .filter(({ outcome }) => outcome === 'rejected' || outcome === 'failed')
+      .sort((a, b) => b.at - a.at)
+      .slice(0, TROUBLES)
+      .map(({ faces: _, ...trouble }) => trouble);
+  }
+
+  async #images(tenants: readonly string[] | null, model: string): Promise<ImageView[]> {
+    const images = await recentImages(this.app.connection.query, tenants, model, IMAGES);
+    return Promise.all(
+      images.map(async ({ url, phash, ...image }) => {
+        const found = phash ? await this.#nearDuplicates(image, phash) : [];
+        const nearDuplicates = found.slice(0, LINKS).map(({ contentHash, distance }) => ({ contentHash, distance }));
+        return { ...image, address: hostAndPath(url), nearDuplicates };
+      }),
+    );
+  }
+
+  #nearDuplicates({ tenantId, contentHash }: Pick<RecentImage, 'tenantId' | 'contentHash'>, phash: string) {
+    return this.#shared.get<NearDuplicate[]>(`alike ${tenantId} ${contentHash}`, COSTLY_MS, () =>
+      searchNearDuplicates(this.app.connection.query, tenantId, phash, { except: contentHash }),
+    );
+  }
+}
+
+/** Why something is missing may name a host, which is the operator's to know. */
+function teller(forOperators: boolean) {
+  return async <T>(ask: () => Promise<T>): Promise<T | Missing> => {
+    try {
+      return await ask();
+    } catch (error) {
+      return { error: forOperators ? withoutSecrets(reasonOf(error)) : 'a store is away' };
+    }
+  };
+}

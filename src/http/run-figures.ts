@@ -1,0 +1,103 @@
+/** Figures about the jobs that ended last: pure sums over what `ended-jobs.ts` read. */
+import { QUEUE_NAMES, type QueueName } from '../queues/contract.js';
+import type { EndedJob, EndedJobs } from './ended-jobs.js';
+
+const RATE_SECONDS = 60;
+/** Seconds of one point of the curve. */
+const POINT_SECONDS = 2;
+
+interface Count {
+  readonly outcome: string;
+  readonly reason: string | null;
+  readonly jobs: number;
+}
+
+/** What became of the newest jobs of a queue, at most 1,000 of all tenants. */
+export interface Run {
+  readonly jobs: number;
+  /** Whether older ones are kept, too. */
+  readonly more: boolean;
+  /** When the oldest of them ended; `null` of none. */
+  readonly since: number | null;
+  /** Jobs that ended each second, over the last minute or as far back as they go. */
+  readonly perSecond: number;
+  readonly overSeconds: number;
+  /** The same as a curve: one number for every 2 s of the last minute, oldest first; `null` from before they begin. */
+  readonly curve: (number | null)[];
+  /** By outcome and reason, as in the metrics; those that are many first. */
+  readonly outcomes: Count[];
+  readonly faces: number;
+}
+
+export interface Failures {
+  readonly jobs: number;
+  /** Whether there are more, older ones. */
+  readonly more: boolean;
+  readonly reasons: { readonly queue: QueueName; readonly reason: string; readonly jobs: number }[];
+}
+
+/** Those of some tenants; `of` stays the whole window. */
+export function theirs(
+  { jobs, more }: EndedJobs,
+  tenants: readonly string[] | null,
+): EndedJobs & { readonly of: EndedJobs } {
+  const own = tenants ? jobs.filter(({ tenantId }) => tenantId !== null && tenants.includes(tenantId)) : jobs;
+  return { jobs: own, more, of: { jobs, more } };
+}
+
+/** The window is that of all tenants, also where only some of the jobs in it are shown. */
+export function runOf({ jobs, more, of }: ReturnType<typeof theirs>, at: number): Run {
+  const begins = of.jobs.at(-1)?.at ?? at;
+  const reach = more ? Math.max(1, (at - begins) / 1000) : Number.POSITIVE_INFINITY;
+  const overSeconds = Math.min(RATE_SECONDS, reach);
+  const recent = jobs.filter((job) => job.at > at - overSeconds * 1000);
+  return {
+    jobs: jobs.length,
+    more,
+    since: jobs.at(-1)?.at ?? null,
+    perSecond: recent.length / overSeconds,
+    overSeconds,
+    curve: curveOf(recent, at, overSeconds),
+    outcomes: countsOf(jobs),
+    faces: jobs.reduce((sum, { outcome, faces }) => sum + (outcome === 'embedded' ? faces : 0), 0),
+  };
+}
+
+function curveOf(recent: readonly EndedJob[], at: number, overSeconds: number): (number | null)[] {
+  const points = RATE_SECONDS / POINT_SECONDS;
+  const curve = Array.from({ length: points }, (_, i): number | null =>
+    (points - i) * POINT_SECONDS <= overSeconds ? 0 : null,
+  );
+  for (const job of recent) {
+    const i = points - 1 - Math.floor(Math.max(0, at - job.at) / 1000 / POINT_SECONDS);
+    const point = curve[i];
+    if (typeof point === 'number') curve[i] = point + 1 / POINT_SECONDS;
+  }
+  return curve;
+}
+
+function countsOf(jobs: readonly EndedJob[]): Count[] {
+  const counts = new Map<string, { outcome: string; reason: string | null; jobs: number }>();
+  for (const { outcome, reason } of jobs) {
+    const count = counts.get(`${outcome} ${reason}`) ?? { outcome, reason, jobs: 0 };
+    count.jobs += 1;
+    counts.set(`${outcome} ${reason}`, count);
+  }
+  return [...counts.values()].sort((a, b) => b.jobs - a.jobs);
+}
+
+export function failuresOf(windows: readonly EndedJobs[]): Failures {
+  const jobs = windows.flatMap((window) => window.jobs);
+  const reasons = QUEUE_NAMES.flatMap((queue) =>
+    countsOf(jobs.filter((job) => job.queue === queue)).map((count) => ({
+      queue,
+      reason: String(count.reason),
+      jobs: count.jobs,
+    })),
+  );
+  return {
+    jobs: jobs.length,
+    more: windows.some(({ more }) => more),
+    reasons: reasons.sort((a, b) => b.jobs - a.jobs),
+  };
+}
