@@ -7,6 +7,7 @@ import { crawlContents, rejections } from '../../src/kinds/crawl.js';
 import { sha256 } from '../../src/kinds/identity.js';
 import { KINDS } from '../../src/kinds/index.js';
 import { perceptualHashes } from '../../src/kinds/perceptual-hash.js';
+import { robotsFiles } from '../../src/kinds/robots.js';
 import { FACE } from '../kinds/examples.js';
 import { until } from '../support/until.js';
 import { isUp, noticed, Servers } from './chaos-support.js';
@@ -15,6 +16,7 @@ import { freshTenant, type OpenCache } from './support.js';
 const HASH = sha256('invalidation');
 const URL_OF = 'https://example.com/invalidation.jpg';
 const REFUSED = 'https://example.com/refused.jpg';
+const ORIGIN = 'https://example.com';
 const PHASH = '0f0f0f0f0f0f0f0f';
 const ROWS = KINDS.length;
 /** SPEC: every other process stops within a second. */
@@ -41,13 +43,15 @@ beforeEach(() => {
 afterEach(() => servers.heal());
 
 /** One entry of every kind. */
-async function fill({ service, records }: OpenCache, tenantId = tenant, hash = HASH): Promise<void> {
+async function fill({ service, records, connection }: OpenCache, tenantId = tenant, hash = HASH): Promise<void> {
   expect(await service.cacheFaceEmbeddings(hash, tenantId, [FACE])).toBe(true);
   expect(await service.cacheFaceDetection(hash, tenantId, [])).toBe(true);
   expect(await service.cachePerceptualHash(hash, tenantId, PHASH)).toBe(true);
   expect(await service.cacheSearchResults(hash, tenantId, 5, [{ id: 1 }])).toBe(true);
   expect(await service.storeCrawledImage(URL_OF, hash, { rawKey: 'raw' }, tenantId)).toBe(true);
   await records.reject(tenantId, { url: REFUSED }, { reason: 'gone', detail: '410', jobId: null });
+  const robots = { origin: ORIGIN, rules: '', trouble: null, fetchedAt: 0, expiresAt: 1 };
+  await connection.hybrid.write([entry(tenantId, robotsFiles, sha256(ORIGIN), robots)], { hotWithoutDurable: false });
 }
 
 /** How many of those entries a process serves. */
@@ -60,6 +64,7 @@ async function served({ service, connection: { hybrid } }: OpenCache, tenantId =
     service.shouldSkipUrl(URL_OF, tenantId).then(({ rawKey }) => rawKey),
     hybrid.read(tenantId, crawlContents, hash).then(valueOf),
     hybrid.read(tenantId, rejections, sha256(REFUSED)).then(valueOf),
+    hybrid.read(tenantId, robotsFiles, sha256(ORIGIN)).then(valueOf),
   ]);
   return answers.filter((answer) => answer !== null).length;
 }
