@@ -92,7 +92,7 @@ test('three times the memory goes through the cache while jobs are enqueued: the
   worker.on('error', () => undefined);
   await until('every job to be processed', () => processed === JOBS);
   await until('no job to be left', async () => {
-    const left = await queue.getJobCounts('waiting', 'active', 'failed', 'delayed');
+    const left = await queue.getJobCounts('waiting', 'prioritized', 'active', 'failed', 'delayed');
     return Object.values(left).every((count) => count === 0);
   });
   await worker.close();

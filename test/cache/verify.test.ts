@@ -5,11 +5,13 @@ import { TierUnavailableError } from '../../src/errors.js';
 import { sha256 } from '../../src/kinds/identity.js';
 import { KINDS } from '../../src/kinds/index.js';
 import { perceptualHashes } from '../../src/kinds/perceptual-hash.js';
+import { robotsFiles } from '../../src/kinds/robots.js';
 import { FACE, ODD_FACE } from '../kinds/examples.js';
 import { createWorld, redisClient, type World } from '../support/world.js';
 import { freshTenant, type OpenCache, openCache } from './support.js';
 
 const HASH = sha256('verify');
+const ORIGIN = 'https://example.com';
 const NOTHING = { void: 0, dead: 0, repairing: 0, unjournaled: 0 };
 
 let world: World;
@@ -40,6 +42,10 @@ async function fill(): Promise<void> {
   await service.cacheSearchResults(HASH, tenant, 5, [{ b: 1, a: [0.1, null] }]);
   await service.storeCrawledImage('https://example.com/a.jpg', HASH, { rawKey: 'raw' }, tenant);
   await records.reject(tenant, { url: 'https://example.com/b.jpg' }, { reason: 'gone', detail: '410', jobId: null });
+  const robots = { origin: ORIGIN, rules: '', trouble: null, fetchedAt: 0, expiresAt: 1 };
+  await cache.connection.hybrid.write([entry(tenant, robotsFiles, sha256(ORIGIN), robots)], {
+    hotWithoutDurable: false,
+  });
 }
 
 const one = (value: string, hash = HASH) => entry(tenant, perceptualHashes, hash, value);

@@ -170,7 +170,7 @@ describe.runIf(hasBrowser)('the page in a browser', () => {
   test('it is live without being loaded again, and leaves the keyboard where it is', async () => {
     await using opened = await open();
     const { page, requests } = opened;
-    const stored = Number(await figure(page, 'stored'));
+    const stored = await counted('select count(*) as n from crawl_content_cache');
     const first = page.locator('.gallery .picture').first();
     await first.focus();
     const href = await first.getAttribute('href');

@@ -409,8 +409,8 @@ export function queueSuite(backend: 'redis' | 'postgres'): void {
         const { completed, failed, delayed, active } = await app.queues.counts('crawl');
         return [completed, failed, delayed, active].every((count) => count === 1);
       });
-      expect(await app.queues.counts('crawl')).toMatchObject({ waiting: 0 });
-      expect(await app.queues.counts('embedding')).toMatchObject({ waiting: 0, completed: 0 });
+      expect(await app.queues.counts('crawl')).toMatchObject({ waiting: 0, prioritized: 0 });
+      expect(await app.queues.counts('embedding')).toMatchObject({ waiting: 0, prioritized: 0, completed: 0 });
       held.open();
       await until('the last is completed', async () => (await app.queues.counts('crawl')).completed === 2);
     });

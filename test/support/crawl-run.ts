@@ -40,6 +40,6 @@ export async function ended(app: App, queue: 'crawl' | 'embedding', id: string, 
 export async function idle(app: App, ...queues: ('crawl' | 'embedding')[]): Promise<void> {
   await until(`${queues.join(' and ')} to be idle`, async () => {
     const counts = await Promise.all(queues.map((queue) => app.queues.counts(queue)));
-    return counts.every(({ waiting, active, delayed }) => !waiting && !active && !delayed);
+    return counts.every(({ waiting, prioritized, active, delayed }) => !waiting && !prioritized && !active && !delayed);
   });
 }
