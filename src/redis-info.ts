@@ -37,3 +37,8 @@ export function factsOf(text: string): RedisFacts {
     appendOnly: info.aof_enabled === '1',
   };
 }
+
+/** Bytes that are taken and not yet given to the operating system, for the append-only file; of `INFO persistence`. */
+export function unwrittenBytes(text: string): number {
+  return Number(parseInfo(text).aof_buffer_length ?? Number.NaN);
+}

@@ -2,12 +2,15 @@
  * Writes that were made while PostgreSQL was away, kept in the queue's Redis until it is back: that server evicts
  * nothing and writes to disk, where the cache's may do neither. A stream, in the order of the writing.
  */
+import { performance } from 'node:perf_hooks';
+import { setTimeout as pause } from 'node:timers/promises';
+import type { Redis } from 'ioredis';
 import { TierUnavailableError } from '../errors.js';
 import type { Events } from '../events.js';
 import { KINDS } from '../kinds/index.js';
 import { Periodic, within } from '../lifecycle.js';
 import type { Logger } from '../logger.js';
-import { factsOf, type RedisFacts } from '../redis-info.js';
+import { factsOf, type RedisFacts, unwrittenBytes } from '../redis-info.js';
 import type { Guard } from './guard.js';
 import type { PostgresTier } from './postgres-tier.js';
 import { RedisConnection } from './redis-connection.js';
@@ -17,6 +20,7 @@ const BATCH = 100;
 const RETRY_MS = 2_000;
 /** As long as the cache's Redis: the caller waits. */
 const DEADLINE_MS = 250;
+const WRITTEN_POLL_MS = 10;
 
 /** For a replay that is under way. */
 const CLOSE_MS = 1_000;
@@ -71,13 +75,21 @@ export class Journal {
       const transaction = redis.multi();
       for (const one of entries) transaction.xadd(this.#key, '*', ...fieldsOf(one));
       const answers = (await transaction.exec()) ?? [];
-      return answers.length > 0 && answers.every(([error]) => !error);
+      return answers.length > 0 && answers.every(([error]) => !error) && this.#written(redis);
     });
     return within(
       DEADLINE_MS,
       kept.catch(() => false),
       false,
     );
+  }
+
+  /** Taken is not written: while an fsync is slow, Redis holds back what it appends, and its end would lose it. */
+  async #written(redis: Redis): Promise<boolean> {
+    for (const end = performance.now() + DEADLINE_MS; performance.now() < end; await pause(WRITTEN_POLL_MS)) {
+      if (unwrittenBytes(await redis.info('persistence')) === 0) return true;
+    }
+    return false;
   }
 
   /** How many writes wait for PostgreSQL. */

@@ -148,6 +148,7 @@ export class Link implements AsyncDisposable {
   /** The sockets whose answers are held back. */
   #deaf = new Set<Socket>();
   #mute = false;
+  #lie: readonly [string, string] | undefined;
 
   private constructor(private readonly target: URL) {}
 
@@ -187,6 +188,11 @@ export class Link implements AsyncDisposable {
     this.#mute = true;
   }
 
+  /** From now on the clients read `lie` where the server says `truth`; both of one length. */
+  misquote(truth: string, lie: string): void {
+    this.#lie = [truth, lie];
+  }
+
   letGo(): void {
     this.#deaf.clear();
     for (const pass of this.#held.splice(0)) pass();
@@ -202,8 +208,9 @@ export class Link implements AsyncDisposable {
       if (!this.#mute) server.write(chunk);
     });
     server.on('data', (chunk) => {
-      if (this.#deaf.has(client)) this.#held.push(() => client.write(chunk));
-      else client.write(chunk);
+      const heard = this.#lie ? Buffer.from(chunk.toString('latin1').replaceAll(...this.#lie), 'latin1') : chunk;
+      if (this.#deaf.has(client)) this.#held.push(() => client.write(heard));
+      else client.write(heard);
     });
     for (const [from, to] of [
       [client, server],

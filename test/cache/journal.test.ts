@@ -304,6 +304,18 @@ test('the journal cannot be reached: nothing is called durable while PostgreSQL 
   expect(await phash(cache)).toBe('hot');
 });
 
+test('Redis holds back what it should append: a write is durable once that is written', async () => {
+  const link = await servers.link('redis');
+  const cache = servers.open({ QUEUE_REDIS_URL: link.url });
+  await postgresDies(cache);
+  link.misquote('aof_buffer_length:0', 'aof_buffer_length:9');
+  expect(await write(cache, 'in the buffer')).toBe(false);
+  link.misquote('aof_buffer_length:9', 'aof_buffer_length:0');
+  expect(await write(cache, 'written')).toBe(true);
+  await postgresReturns(cache);
+  expect(await inPostgres()).toBe('written');
+});
+
 test('crawl records never reach Redis before PostgreSQL has them', async () => {
   await phash(a);
   await postgresDies(a);
