@@ -26,10 +26,14 @@ export interface Overrides {
   /** Namespace of the queues: key prefix in Redis, schema in PostgreSQL. */
   readonly queueNamespace?: string;
   readonly retryBaseMs?: number;
+  /** The compiled module that a job runs in when it runs alone, where it is not the service's own `workers/alone-child.js`. */
+  readonly aloneIn?: URL;
 }
 
 export interface App {
   readonly config: Config;
+  /** What was brought along. */
+  readonly overrides: Overrides;
   readonly log: Logger;
   readonly metrics: Metrics;
   readonly events: Events;
@@ -64,6 +68,7 @@ export function connect(config: Config, overrides: Overrides = {}): App {
   const queues = closer.add('queues', new Queues(backend), (all) => all.close());
   return {
     config,
+    overrides,
     log,
     metrics,
     events,

@@ -19,6 +19,8 @@ export interface ApiToken {
 }
 
 export interface Config {
+  /** The variables that this was read from, for a process of its own that is to be configured alike. */
+  readonly env: Env;
   /** The cache's Redis; `null` turns the tier off. */
   readonly redisUrl: string | null;
   readonly queue: { readonly backend: 'redis'; readonly url: string } | { readonly backend: 'postgres' };
@@ -298,6 +300,7 @@ export function toConfig(env: Env): Config {
   }
   if (problems.length > 0) throw new ConfigError(problems);
   return {
+    env: Object.fromEntries(VARIABLE_NAMES.flatMap((name) => (env[name] ? [[name, env[name]]] : []))),
     redisUrl: redisUrl === 'none' ? null : redisUrl,
     queue: backend === 'redis' ? { backend, url: queueUrl } : { backend },
     postgres: toPostgres(values),

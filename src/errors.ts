@@ -49,10 +49,12 @@ export type TierName = (typeof TIERS)[number];
 
 /** A caller's argument is wrong. Raised before anything is written. */
 export class ArgumentError extends Error {
+  /** Tells the class where `instanceof` cannot: between two copies of this package. */
   override readonly name = 'ArgumentError';
   constructor(
     /** The argument as the caller knows it, such as `tenantId`. */
     readonly argument: string,
+    /** What would have been right, such as `expected text of 1 to 128 characters`. */
     readonly expectation: string,
   ) {
     super(`${argument}: ${expectation}`);
@@ -61,8 +63,12 @@ export class ArgumentError extends Error {
 
 /** The environment is wrong. Lists every problem at once, so that one restart is enough. */
 export class ConfigError extends Error {
+  /** Tells the class where `instanceof` cannot. */
   override readonly name = 'ConfigError';
-  constructor(readonly problems: readonly string[]) {
+  constructor(
+    /** A line each: the variable, what was expected, and its value unless that may be secret. */
+    readonly problems: readonly string[],
+  ) {
     super(`The configuration is not usable:\n${problems.map((problem) => `  - ${problem}`).join('\n')}`);
   }
 }
@@ -110,6 +116,14 @@ export class RetryableError extends Error {
   }
 }
 
+/** The job kills the process that runs it: it ends in the failed set as `poison`. */
+export class PoisonError extends Error {
+  override readonly name = 'PoisonError';
+  constructor(detail: string) {
+    super(`poison: ${detail}`);
+  }
+}
+
 /** Somebody else holds the claim: the job waits outside of a slot and spends no attempt. */
 export class DeferredError extends Error {
   override readonly name = 'DeferredError';
@@ -125,8 +139,10 @@ export class DeferredError extends Error {
 
 /** One of our own tiers is away. Never the job's fault: it is handed back and spends no attempt. */
 export class TierUnavailableError extends Error {
+  /** Tells the class where `instanceof` cannot. */
   override readonly name = 'TierUnavailableError';
   constructor(
+    /** Which one. */
     readonly tier: TierName,
     reason: string,
     options?: ErrorOptions,

@@ -6,6 +6,7 @@
  *     DeferredError                 delayed, no attempt spent
  *     Tier-, QueueUnavailableError  delayed, no attempt spent: an outage of ours fails no job
  *     shutdown while it ran         delayed, no attempt spent
+ *     PoisonError                   fails at once, as `poison`
  *     anything else                 an attempt is spent; retried with backoff; failed when none is left, with the
  *                                   error's own words: `failureReasonOf` reads their class
  *
@@ -15,6 +16,7 @@ import { performance } from 'node:perf_hooks';
 import { DelayedError, type Job, type Processor, UnrecoverableError } from 'bullmq';
 import {
   DeferredError,
+  PoisonError,
   RejectedError,
   type RejectReason,
   RetryableError,
@@ -34,6 +36,8 @@ export interface Run {
   readonly remembered: Readonly<Record<string, unknown>>;
   /** Keeps something for the job's next run, beside what is kept already. */
   remember(fact: Readonly<Record<string, unknown>>): Promise<void>;
+  /** How often a worker died under this job, whoever killed it. */
+  readonly deaths: number;
   /** Whether a failure of this run is the job's end. */
   readonly isLast: boolean;
   /** Fires when the work should stop: the process shuts down, or the job was cancelled or lost its lock. */
@@ -123,7 +127,8 @@ function retries(job: Job, error: unknown): boolean {
 
 /** Whether no further attempt would help. */
 function isFinal(error: unknown): boolean {
-  return error instanceof UnrecoverableError || (error instanceof RetryableError && error.isFinal);
+  if (error instanceof UnrecoverableError || error instanceof PoisonError) return true;
+  return error instanceof RetryableError && error.isFinal;
 }
 
 function fieldsOf(job: Job): { queue: string; jobId: string; tenantId: string } {
@@ -138,6 +143,7 @@ function runOf(job: Job, signal: AbortSignal): Run {
     id: String(job.id),
     jobId: identityOf(job),
     isLast: job.attemptsMade + 1 >= (job.opts.attempts ?? 1),
+    deaths: job.stalledCounter,
     remembered,
     remember: (fact) => {
       kept = { ...kept, ...fact };

@@ -1,28 +1,15 @@
 /** The workers of a process: built from the app, held back while PostgreSQL is away, stopped within a deadline. */
 import type { Worker } from 'bullmq';
 import type { App } from '../src/app.js';
-import { searchNearDuplicates } from '../src/cache/near-duplicates.js';
-import { AddressPolicy } from '../src/crawl/address.js';
-import { Fetcher } from '../src/crawl/fetch.js';
 import { createBuiltInEngine } from '../src/faces/builtin.js';
 import type { FaceEngine } from '../src/faces/engine.js';
 import { Closer, within } from '../src/lifecycle.js';
 import type { QueueName } from '../src/queues/contract.js';
-import { crawlQueue } from '../src/queues/crawl.js';
-import { embeddingQueue } from '../src/queues/embedding.js';
-import { HostSchedule } from '../src/queues/host-schedule.js';
-import { type CrawlTools, crawl } from './crawl.js';
-import { type EmbeddingTools, embed } from './embedding.js';
-import { Politeness } from './politeness.js';
+import { Alone, DEATHS_BEFORE_ALONE } from './alone.js';
+import { workOf } from './jobs.js';
 import { processorOf } from './run.js';
 import { startSweep } from './sweep.js';
 
-/** Beyond the fetch's own deadline: decoding, storing and recording one image. */
-const LEASE_BEYOND_FETCH_MS = 60_000;
-/** A request that was given up on is closed by then. */
-const LEASE_BEYOND_REQUEST_MS = 5_000;
-/** An embedding of one image on a busy machine. */
-const EMBEDDING_LEASE_MS = 120_000;
 /** How long jobs get to hand themselves back once they are told to stop. */
 const HAND_BACK_MS = 2_000;
 
@@ -34,11 +21,21 @@ export interface Workers {
 export function startWorkers(app: App, names: readonly QueueName[]): Workers {
   const closer = new Closer();
   const shutdown = new AbortController();
-  const makers: Record<QueueName, () => Worker> = {
-    crawl: () => crawlWorker(app, closer, shutdown.signal),
-    embedding: () => embeddingWorker(app, closer, shutdown.signal),
-  };
-  const workers = names.map((name) => makers[name]());
+  const engine = app.engine ?? closer.add('face engine', ownEngine(app), (one) => one.close());
+  const alone = closer.add('jobs that run alone', new Alone(app), (one) => one.close());
+  const workers = names.map((name) => {
+    const { contract, perform } = workOf(name, app, { events: app.events, engine, closer });
+    const processor = processorOf(
+      contract,
+      (payload, run) => (run.deaths >= DEATHS_BEFORE_ALONE ? alone.run(name, payload, run) : perform(payload, run)),
+      app.events,
+      shutdown.signal,
+    );
+    return app.backend.worker(name, processor, concurrencyOf(name, app));
+  });
+  if (names.includes('embedding')) {
+    closer.add('sweep', startSweep(app, engine.models.embedding), (one) => one.stop());
+  }
   closer.add('hold', holdDuringOutage(app, workers), (release) => release());
   for (const worker of workers) worker.run().catch((error: unknown) => app.events.queueError(worker.name, error));
   let stopping: Promise<void> | undefined;
@@ -50,60 +47,13 @@ export function startWorkers(app: App, names: readonly QueueName[]): Workers {
   };
 }
 
-function crawlWorker(app: App, closer: Closer, shutdown: AbortSignal): Worker {
-  const { config, connection, events } = app;
-  const policy = new AddressPolicy({ allow: config.fetch.allow, deny: config.fetch.deny });
-  const { maxBytes, timeoutMs, userAgent, hostConcurrency, hostGapMs, crawler } = config.fetch;
-  const fetcher = closer.add('fetcher', new Fetcher({ maxBytes, timeoutMs, userAgent, policy }), (one) => one.close());
-  const schedule = new HostSchedule(app.backend.state, app.queues.get('crawl'));
-  const leaseMs = timeoutMs + LEASE_BEYOND_REQUEST_MS;
-  const politeness = new Politeness(schedule, connection.hybrid, fetcher, {
-    hostConcurrency,
-    hostGapMs,
-    leaseMs,
-    coolMs: app.backend.retryBaseMs,
-    crawler,
-  });
-  const tools: CrawlTools = {
-    records: app.records,
-    claims: app.claims,
-    objects: app.objects,
-    events,
-    fetcher,
-    politeness,
-    revalidateAfterMs: config.fetch.revalidateAfterMs,
-    maxPixels: config.images.maxPixels,
-    leaseMs: timeoutMs + LEASE_BEYOND_FETCH_MS,
-    nearDuplicates: (tenantId, phash, options) => searchNearDuplicates(connection.query, tenantId, phash, options),
-    enqueueEmbedding: async (tenantId, contentHash) => {
-      await app.queues.enqueue(embeddingQueue, [{ v: 1, tenantId, contentHash }]);
-    },
-  };
-  const perform = processorOf(crawlQueue, (job, run) => crawl(job, run, tools), events, shutdown);
-  return app.backend.worker('crawl', perform, config.crawl.concurrency);
+/** Nothing of it is loaded before the first image. */
+function ownEngine({ config }: App): FaceEngine {
+  return createBuiltInEngine({ threads: config.embedding.threads });
 }
 
-function embeddingWorker(app: App, closer: Closer, shutdown: AbortSignal): Worker {
-  const { config, connection, events } = app;
-  const engine = app.engine ?? ownEngine(config.embedding.threads, closer);
-  const sweep = startSweep(app, engine.models.embedding);
-  closer.add('sweep', sweep, (one) => one.stop());
-  const tools: EmbeddingTools = {
-    hybrid: connection.hybrid,
-    records: app.records,
-    claims: app.claims,
-    objects: app.objects,
-    engine,
-    events,
-    maxPixels: config.images.maxPixels,
-    leaseMs: EMBEDDING_LEASE_MS,
-  };
-  const perform = processorOf(embeddingQueue, (job, run) => embed(job, run, tools), events, shutdown);
-  return app.backend.worker('embedding', perform, config.embedding.threads);
-}
-
-function ownEngine(threads: number, closer: Closer): FaceEngine {
-  return closer.add('face engine', createBuiltInEngine({ threads }), (engine) => engine.close());
+function concurrencyOf(name: QueueName, { config }: App): number {
+  return name === 'crawl' ? config.crawl.concurrency : config.embedding.threads;
 }
 
 /** Without PostgreSQL no result can be kept: no job is taken until it is back. */

@@ -1,6 +1,6 @@
 /**
  * What crashes leave behind and time makes old, at start and every 5 minutes: enqueues embeddings that are missing,
- * forgets claims of long ago, deletes what was invalidated; and once a day, where that is asked for, what is too old.
+ * forgets claims of long ago, removes drafts of objects, deletes what was invalidated; and once a day, where that is asked for, what is too old.
  */
 import type { App } from '../src/app.js';
 import { unembeddedSince } from '../src/cache/unembedded.js';
@@ -23,6 +23,7 @@ export function startSweep(app: App, model: string): Periodic {
       const started = Date.now();
       app.events.swept(await enqueueMissing(app, model, since, signal));
       await app.claims.forgetExpired();
+      await app.objects.tidy();
       app.connection.invalidation.purge();
       if (cleanupDays !== null && started - cleanedAt >= DAY_MS) {
         app.events.cleaned(await app.connection.cleanup(cleanupDays, signal));

@@ -1,19 +1,22 @@
 /** Objects as files below one folder. */
 import { randomUUID } from 'node:crypto';
-import { mkdir, open, readFile, rename, rm, stat } from 'node:fs/promises';
+import { mkdir, open, readdir, readFile, rename, rm, stat } from 'node:fs/promises';
 import { dirname, join, sep } from 'node:path';
 import { ArgumentError } from '../errors.js';
 import type { ObjectStore } from './object-store.js';
 
+const DRAFTS = '.drafts';
+const OLD_MS = 60 * 60_000;
+
 export class FileStore implements ObjectStore {
   constructor(private readonly folder: string) {}
 
-  /** Written beside its place, flushed, then renamed: a crash leaves at most a file that no key names. */
+  /** Written elsewhere, flushed, then renamed: a crash leaves at most a draft, which `tidy` removes. */
   async put(key: string, bytes: Uint8Array): Promise<void> {
     const path = this.#path(key);
     if (await holds(path, bytes.length)) return;
-    await mkdir(dirname(path), { recursive: true });
-    const draft = `${path}.${randomUUID()}.draft`;
+    const draft = join(this.folder, DRAFTS, randomUUID());
+    await Promise.all([mkdir(dirname(path), { recursive: true }), mkdir(dirname(draft), { recursive: true })]);
     try {
       const file = await open(draft, 'wx');
       try {
@@ -37,6 +40,21 @@ export class FileStore implements ObjectStore {
       if ((error as NodeJS.ErrnoException).code === 'ENOENT') return null;
       throw error;
     }
+  }
+
+  async tidy(olderThanMs = OLD_MS): Promise<number> {
+    const folder = join(this.folder, DRAFTS);
+    const names = await readdir(folder).catch(() => []); // nothing was ever written
+    let removed = 0;
+    for (const name of names) {
+      const draft = join(folder, name);
+      // Whoever else tidies up may have been faster.
+      const { mtimeMs } = await stat(draft).catch(() => ({ mtimeMs: Number.POSITIVE_INFINITY }));
+      if (mtimeMs > Date.now() - olderThanMs) continue;
+      await rm(draft, { force: true });
+      removed += 1;
+    }
+    return removed;
   }
 
   async close(): Promise<void> {}

@@ -4,6 +4,8 @@ export interface ObjectStore {
   put(key: string, bytes: Uint8Array): Promise<void>;
   /** The bytes, or `null` where the key holds none. */
   get(key: string): Promise<Buffer | null>;
+  /** Removes what writers that died have left, once it is older than any write takes. @returns how much that was */
+  tidy(olderThanMs?: number): Promise<number>;
   /** Lets go of connections. */
   close(): Promise<void>;
 }

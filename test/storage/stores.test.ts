@@ -1,6 +1,6 @@
 /** One suite over both object stores: a folder, and S3 over HTTP. */
 import { createHash, randomBytes } from 'node:crypto';
-import { mkdtemp, readdir, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, readdir, rm, utimes, writeFile } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -85,7 +85,20 @@ describe('a folder', () => {
     await writeFile(join(folder, 'whole/raw/one'), 'wh');
     await store.put('raw/one', Buffer.from('whole'));
     expect(await store.get('raw/one')).toEqual(Buffer.from('whole'));
-    expect(await readdir(join(folder, 'whole/raw'))).toEqual(['one']);
+    expect(await readdir(join(folder, 'whole'), { recursive: true })).toEqual(['.drafts', 'raw', 'raw/one']);
+  });
+
+  test('removes the drafts that dead writers left, and not those that are being written', async () => {
+    const store = open(`file:${folder}/left`);
+    expect(await store.tidy()).toBe(0);
+    await store.put('raw/one', Buffer.from('whole'));
+    const drafts = join(folder, 'left/.drafts');
+    for (const name of ['old', 'new']) await writeFile(join(drafts, name), 'a half');
+    const longAgo = new Date(Date.now() - 61 * 60_000);
+    await utimes(join(drafts, 'old'), longAgo, longAgo);
+    expect(await store.tidy()).toBe(1);
+    expect(await readdir(drafts)).toEqual(['new']);
+    expect(await store.get('raw/one')).toEqual(Buffer.from('whole'));
   });
 });
 
