@@ -61,8 +61,8 @@ export class Politeness {
     const { crawler } = this;
     if (crawler === undefined) return this.#enter(visitor, host, this.#rules());
     const robots = await this.#known(visitor.tenantId, origin);
-    if (robots) return this.#enter(visitor, host, this.#rules(allowedGap(robots, url, crawler)));
-    const permit = await this.schedule.enter(host, visitor.jobId, { ...this.#rules(), most: 1 });
+    if (robots) return this.#enter(visitor, host, this.#rules(await this.#allowedGap(visitor, robots, url, crawler)));
+    const permit = await this.schedule.enter(host, visitor.jobId, visitor.tenantId, { ...this.#rules(), most: 1 });
     try {
       const found = await this.#ask(visitor, origin);
       const rules = this.#rules(allowedGap(found, url, crawler));
@@ -81,13 +81,23 @@ export class Politeness {
     await this.schedule.leave(new URL(url).host, jobId, this.#rules());
   }
 
+  /** Of a job that is refused: it may have booked while the rules were not known, and the next one shall have that. */
+  async #allowedGap({ jobId }: Visitor, robots: Robots, url: string, crawler: string): Promise<number> {
+    try {
+      return allowedGap(robots, url, crawler);
+    } catch (error) {
+      await this.forget(jobId, url).catch(() => undefined);
+      throw error;
+    }
+  }
+
   #rules(gapMs = 0): HostRules {
     const { hostConcurrency, hostGapMs, leaseMs } = this.options;
     return { most: hostConcurrency, gapMs: Math.max(hostGapMs, gapMs), leaseMs };
   }
 
-  async #enter({ jobId }: Visitor, host: string, rules: HostRules): Promise<Leave> {
-    return this.#leaving(await this.schedule.enter(host, jobId, rules), rules);
+  async #enter({ jobId, tenantId }: Visitor, host: string, rules: HostRules): Promise<Leave> {
+    return this.#leaving(await this.schedule.enter(host, jobId, tenantId, rules), rules);
   }
 
   async #known(tenantId: string, origin: string): Promise<Robots | null> {

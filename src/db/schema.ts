@@ -19,7 +19,6 @@ import {
   smallint,
   text,
   timestamp,
-  uniqueIndex,
 } from 'drizzle-orm/pg-core';
 
 const bytea = customType<{ data: Buffer }>({ dataType: () => 'bytea' });
@@ -162,6 +161,7 @@ export const crawlContentCache = pgTable(
   (t) => [
     primaryKey({ name: 'crawl_content_cache_pk', columns: [t.tenantId, t.generation, t.contentHash] }),
     index('crawl_content_cache_created_at_idx').on(t.createdAt, t.tenantId, t.contentHash),
+    index('crawl_content_cache_newest_idx').on(t.tenantId, t.generation, t.createdAt),
   ],
 );
 
@@ -289,6 +289,8 @@ export const hosts = queueState.table('hosts', {
   host: text('host').primaryKey(),
   nextAt: bigint('next_at', { mode: 'number' }).notNull().default(0),
   cooledUntil: bigint('cooled_until', { mode: 'number' }).notNull().default(0),
+  /** The place that its line has come to. */
+  place: bigint('place', { mode: 'number' }).notNull().default(0),
 });
 
 /** Requests to a host that are under way, or booked. */
@@ -309,12 +311,17 @@ export const hostWaiting = queueState.table(
   'host_waiting',
   {
     host: text('host').notNull(),
-    place: bigint('place', { mode: 'number' }).notNull(),
     job: text('job').notNull(),
+    tenantId: tenantId(),
+    /** One behind its tenant's last; jobs of several tenants have the same. */
+    place: bigint('place', { mode: 'number' }).notNull(),
+    /** Orders those of one place. */
+    arrival: bigint('arrival', { mode: 'number' }).notNull().generatedAlwaysAsIdentity(),
   },
   (t) => [
-    primaryKey({ name: 'host_waiting_pk', columns: [t.host, t.place] }),
-    uniqueIndex('host_waiting_job_idx').on(t.host, t.job),
+    primaryKey({ name: 'host_waiting_pk', columns: [t.host, t.job] }),
+    index('host_waiting_line_idx').on(t.host, t.place, t.arrival),
+    index('host_waiting_tenant_idx').on(t.host, t.tenantId, t.place),
   ],
 );
 

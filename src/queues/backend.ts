@@ -78,20 +78,24 @@ export function createQueueBackend(
     config.queue.backend === 'redis'
       ? onRedis(config.queue.url, options.namespace ?? 'bull', workerOptions, events)
       : onPostgres(config.postgres, options.namespace ?? 'bullmq', workerOptions, log, events);
-  return { ...store, retryBaseMs };
+  const worker: QueueBackend['worker'] = (name, ...rest) =>
+    store.worker(name, ...rest).on('stalled', (id) => events.jobStalled(name, id));
+  return { ...store, worker, retryBaseMs };
 }
 
 type Store = Omit<QueueBackend, 'retryBaseMs'>;
 
 type WorkerSettings = (concurrency: number) => Omit<WorkerOptions, 'connection'>;
 
-/** The wait before the next attempt: what the origin asked for, else exponential with half of it left to chance. */
+/**
+ * The wait before the next attempt: exponential, half of it left to chance, and no less than the origin asked for. One
+ * that says "in a second" to everybody would else have spent all attempts within some seconds.
+ */
 function waitBefore(attemptsMade: number, error: Error | undefined, baseMs: number): number {
-  if (error instanceof RetryableError && error.retryAfterMs !== undefined) {
-    return Math.min(error.retryAfterMs, RETRY_LIMIT_MS);
-  }
-  const full = Math.min(baseMs * 2 ** (attemptsMade - 1), RETRY_LIMIT_MS);
-  return Math.round(full * (0.5 + Math.random() / 2));
+  const full = baseMs * 2 ** (attemptsMade - 1);
+  const own = Math.round(full * (0.5 + Math.random() / 2));
+  const asked = error instanceof RetryableError ? (error.retryAfterMs ?? 0) : 0;
+  return Math.min(Math.max(own, asked), RETRY_LIMIT_MS);
 }
 
 function onRedis(url: string, prefix: string, settings: WorkerSettings, events: Events): Store {

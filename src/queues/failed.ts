@@ -11,7 +11,7 @@ import type { Queues } from './index.js';
 export interface FailedFilter {
   readonly queue?: QueueName;
   readonly reason?: FailureReason;
-  /** Name and port as in `new URL(url).host`. */
+  /** As in `new URL(url).host`; without a port it is the host on every port. */
   readonly host?: string;
   readonly tenant?: string;
 }
@@ -176,8 +176,13 @@ function isFailed(job: Job | undefined): job is Job {
 
 function matches(job: FailedJob, filter: FailedFilter): boolean {
   if (filter.reason && job.reason !== filter.reason) return false;
-  if (filter.host && job.host !== filter.host) return false;
+  if (filter.host && !isOf(filter.host, job.host)) return false;
   return !filter.tenant || job.tenantId === filter.tenant;
+}
+
+/** A host without a port is that host on every port. */
+function isOf(wanted: string, host: string | null): boolean {
+  return host === wanted || host?.replace(/:\d+$/, '') === wanted;
 }
 
 function viewOf(queue: QueueName, job: Job): FailedJob {

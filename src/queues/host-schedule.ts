@@ -7,8 +7,9 @@
  *     leave  gives the permit back; with `coolMs`, nobody begins before that
  *     look   tells how the job stands
  *
- * Whoever steps gives free permits to those who wait, first come, first served, each with its own time to begin, and has
- * their jobs woken then: nobody is woken only to be turned away. Permits are leases: of a job that died, the next step at
+ * Whoever steps gives free permits to those who wait, each with its own time to begin, and has their jobs woken then:
+ * nobody is woken only to be turned away. Tenants take turns in a line, as in the queue (`turns.ts`), and each tenant's
+ * jobs are served as they came. Permits are leases: of a job that died, the next step at
  * its host takes it back; the first in line wakes up by itself should there be none.
  */
 import type { Queue } from 'bullmq';
@@ -23,6 +24,13 @@ export interface HostRules {
   readonly gapMs: number;
   /** Milliseconds after which a request that did not end counts as dead: longer than any lasts. */
   readonly leaseMs: number;
+}
+
+/** Whose step it is. */
+export interface Visitor {
+  readonly job: string;
+  /** Whose job it is, which decides its turn; only who enters says so. */
+  readonly tenantId?: string;
 }
 
 /** How a job stands after a step. */
@@ -60,26 +68,27 @@ export class HostSchedule {
    * @throws {DeferredError} where the job has to wait; it keeps its place in the line
    * @throws {QueueUnavailableError}
    */
-  async enter(host: string, job: string, rules: HostRules): Promise<Permit> {
-    await this.#admit('enter', host, job, rules);
+  async enter(host: string, job: string, tenantId: string, rules: HostRules): Promise<Permit> {
+    const visitor = { job, tenantId };
+    await this.#admit('enter', host, visitor, rules);
     return {
-      again: (next) => this.#admit('again', host, job, next),
+      again: (next) => this.#admit('again', host, visitor, next),
       leave: (last, coolMs = 0) => this.leave(host, job, last, coolMs),
     };
   }
 
   /** Gives up what the job has at the host, be it a permit or a place in the line. @throws {QueueUnavailableError} */
   async leave(host: string, job: string, rules: HostRules, coolMs = 0): Promise<void> {
-    await this.#step('leave', host, job, { ...rules, coolMs });
+    await this.#step('leave', host, { job }, { ...rules, coolMs });
   }
 
-  async #admit(step: 'enter' | 'again', host: string, job: string, rules: HostRules): Promise<void> {
-    const own = await this.#step(step, host, job, rules);
+  async #admit(step: 'enter' | 'again', host: string, visitor: Visitor, rules: HostRules): Promise<void> {
+    const own = await this.#step(step, host, visitor, rules);
     if (!own || (own.booked && own.delayMs === 0)) return;
     const delayMs = own.booked ? own.delayMs : Math.min(own.delayMs, LONGEST_WAIT_MS);
     // Whoever gave it a permit in the meantime found it where it was not to be woken yet.
     const settled = async () => {
-      const now = await this.#step('look', host, job, rules);
+      const now = await this.#step('look', host, visitor, rules);
       if (now?.booked && (!own.booked || now.delayMs > delayMs)) await this.#wake(host, now, rules);
     };
     throw new DeferredError(delayMs, `${host} is busy`, settled);
@@ -89,10 +98,11 @@ export class HostSchedule {
   async #step(
     step: Step,
     host: string,
-    job: string,
+    visitor: Visitor,
     rules: HostRules & { coolMs?: number },
   ): Promise<Standing | undefined> {
-    const standings = await answered(this.state.visit(step, host, job, rules), DEADLINE_MS);
+    const { job } = visitor;
+    const standings = await answered(this.state.visit(step, host, visitor, rules), DEADLINE_MS);
     const others = standings.filter((one) => one.job !== job);
     await Promise.all(others.map((other) => this.#wake(host, other, rules)));
     return standings.find((one) => one.job === job);

@@ -1,12 +1,12 @@
 /** `QueueState` on PostgreSQL: the functions of `queue_state` in `drizzle/`. */
 import type { Pool } from 'pg';
-import type { HostRules, Standing, Step } from './host-schedule.js';
+import type { HostRules, Standing, Step, Visitor } from './host-schedule.js';
 import type { QueueState } from './state.js';
 import type { Comer, RenumberStep, TakenTurns, TurnRules } from './turns.js';
 
 const VISIT = {
   name: 'host_visit',
-  text: `select job, delay_ms::float8 as "delayMs", booked from queue_state.visit($1, $2, $3, $4, $5, $6, $7)`,
+  text: `select job, delay_ms::float8 as "delayMs", booked from queue_state.visit($1, $2, $3, $4, $5, $6, $7, $8)`,
 };
 const TAKE_TURNS = {
   name: 'take_turns',
@@ -28,10 +28,10 @@ export class PostgresQueueState implements QueueState {
   async visit(
     step: Step,
     host: string,
-    job: string,
+    { job, tenantId = '' }: Visitor,
     { most, gapMs, leaseMs, coolMs = 0 }: HostRules & { coolMs?: number },
   ): Promise<Standing[]> {
-    const values = [step, host, job, most, gapMs, leaseMs, coolMs];
+    const values = [step, host, job, tenantId, most, gapMs, leaseMs, coolMs];
     const { rows } = await this.pool.query<Standing>({ ...VISIT, values });
     return rows;
   }

@@ -1,7 +1,7 @@
 /** `QueueState` on Redis: what `queue_state.*` of `drizzle/` does on PostgreSQL, at once and by the server's clock. */
 import { Redis } from 'ioredis';
 import { evaluate } from '../redis-script.js';
-import type { HostRules, Standing, Step } from './host-schedule.js';
+import type { HostRules, Standing, Step, Visitor } from './host-schedule.js';
 import type { QueueState } from './state.js';
 import type { Comer, RenumberStep, TakenTurns, TurnRules } from './turns.js';
 import { keysOf, LEAVE_NUMBERING, RENUMBER, TAKE_TURNS } from './turns-redis.js';
@@ -10,17 +10,19 @@ import { keysOf, LEAVE_NUMBERING, RENUMBER, TAKE_TURNS } from './turns-redis.js'
 const FORGET_MS = 30 * 24 * 3_600_000;
 
 /**
- * KEYS: host (hash: `next`, `cooled`), permits (sorted by their end), starts (hash: beginning of a permit, 0 once it has
- * begun), line (sorted by place). ARGV: step, job, most, gap, lease, cool; all times in milliseconds. Only the next
- * beginning is booked: the one behind it is a gap after it really was, however late that may be.
+ * KEYS: host (hash: `next`, `cooled`, and of the line the `place` it has come to and its `arrivals`), permits (sorted by their end), starts (hash:
+ * beginning of a permit, 0 once it has begun), line (sorted by place, and by arrival within one), tenants (hash: the last
+ * place that each has in the line). ARGV: step, job, most, gap, lease, cool, tenant; all times in milliseconds. Only the
+ * next beginning is booked: the one behind it is a gap after it really was, however late that may be.
  */
 const VISIT = `
-local step, job = ARGV[1], ARGV[2]
+local step, job, tenant = ARGV[1], ARGV[2], ARGV[7]
 local most, gap, lease, cool = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local next = tonumber(redis.call('HGET', KEYS[1], 'next') or 0)
 local cooled = tonumber(redis.call('HGET', KEYS[1], 'cooled') or 0)
+local reached = tonumber(redis.call('HGET', KEYS[1], 'place') or 0)
 local answer = {}
 
 local function release(one)
@@ -30,10 +32,6 @@ end
 local function hold(one, start, begun)
   redis.call('ZADD', KEYS[2], math.max(start, now) + lease, one)
   redis.call('HSET', KEYS[3], one, begun and 0 or start)
-end
-local function edge(last)
-  local found = redis.call('ZRANGE', KEYS[4], last, last, 'WITHSCORES')
-  return tonumber(found[2] or 0)
 end
 local function mayGrant()
   local permits = redis.call('HVALS', KEYS[3])
@@ -55,7 +53,8 @@ if step == 'leave' then
     cooled = math.max(cooled, now + cool)
     next = math.max(next, cooled)
     local held = redis.call('ZRANGE', KEYS[2], 0, -1)
-    local place = math.min(edge(0), 0)
+    local first = redis.call('ZRANGE', KEYS[4], 0, 0, 'WITHSCORES')
+    local place = math.min(math.floor(tonumber(first[2] or 0)), 0)
     for i = #held, 1, -1 do
       if redis.call('HGET', KEYS[3], held[i]) ~= '0' then
         release(held[i])
@@ -71,7 +70,12 @@ elseif step == 'enter' or step == 'again' then
     start = -1
   end
   if start < 0 then
-    redis.call('ZADD', KEYS[4], 'NX', math.max(edge(-1), 0) + 1, job)
+    if not redis.call('ZSCORE', KEYS[4], job) then
+      local own = math.max(reached, tonumber(redis.call('HGET', KEYS[5], tenant) or 0)) + 1
+      local arrival = redis.call('HINCRBY', KEYS[1], 'arrivals', 1) % 2^30
+      redis.call('ZADD', KEYS[4], own + arrival / 2^30, job)
+      redis.call('HSET', KEYS[5], tenant, own)
+    end
   else
     if step == 'again' then start = math.max(now, next) end
     next = math.max(next, math.max(start, now) + gap)
@@ -80,8 +84,10 @@ elseif step == 'enter' or step == 'again' then
 end
 
 while mayGrant() do
-  local first = redis.call('ZPOPMIN', KEYS[4])[1]
+  local popped = redis.call('ZPOPMIN', KEYS[4])
+  local first = popped[1]
   if not first then break end
+  reached = math.max(reached, math.floor(tonumber(popped[2])))
   next = math.max(now, next)
   hold(first, next, first == job and step ~= 'look' and next <= now)
   if first ~= job then answer[#answer + 1] = { first, next - now, 1 } end
@@ -98,7 +104,11 @@ if step ~= 'leave' then
   end
 end
 
-redis.call('HSET', KEYS[1], 'next', next, 'cooled', cooled)
+if redis.call('EXISTS', KEYS[4]) == 0 then
+  redis.call('DEL', KEYS[5])
+  reached = 0
+end
+redis.call('HSET', KEYS[1], 'next', next, 'cooled', cooled, 'place', reached)
 for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ${FORGET_MS}) end
 return answer
 `;
@@ -118,11 +128,11 @@ export class RedisQueueState implements QueueState {
   async visit(
     step: Step,
     host: string,
-    job: string,
+    { job, tenantId = '' }: Visitor,
     { most, gapMs, leaseMs, coolMs = 0 }: HostRules & { coolMs?: number },
   ): Promise<Standing[]> {
-    const keys = ['', ':permits', ':starts', ':line'].map((part) => `${this.prefix}:host:${host}${part}`);
-    const answer = await evaluate(this.#redis, VISIT, keys, [step, job, most, gapMs, leaseMs, coolMs]);
+    const keys = ['', ':permits', ':starts', ':line', ':tenants'].map((part) => `${this.prefix}:host:${host}${part}`);
+    const answer = await evaluate(this.#redis, VISIT, keys, [step, job, most, gapMs, leaseMs, coolMs, tenantId]);
     return (answer as [string, number, number][]).map(([name, delayMs, booked]) => ({
       job: name,
       delayMs,

@@ -1,5 +1,5 @@
 /** What the queues need to know beside BullMQ's own records, kept where they are kept. */
-import type { HostRules, Standing, Step } from './host-schedule.js';
+import type { HostRules, Standing, Step, Visitor } from './host-schedule.js';
 import type { Comer, RenumberStep, TakenTurns, TurnRules } from './turns.js';
 
 export interface QueueState {
@@ -7,7 +7,12 @@ export interface QueueState {
    * One step of a host's schedule, at once: answers with the standing of the job itself (not after `leave`), and of the
    * jobs that were given a permit by it.
    */
-  visit(step: Step, host: string, job: string, rules: HostRules & { readonly coolMs?: number }): Promise<Standing[]>;
+  visit(
+    step: Step,
+    host: string,
+    visitor: Visitor,
+    rules: HostRules & { readonly coolMs?: number },
+  ): Promise<Standing[]>;
   /** Turns for jobs on their way into a queue, at once, see `turns.ts`; a new numbering begins here where one is due. */
   takeTurns(queue: string, jobs: readonly Comer[], rules: TurnRules): Promise<TakenTurns>;
   /**

@@ -43,7 +43,7 @@ describe.each(['redis', 'postgres'])('host schedule on %s', (backend) => {
     const schedule = scheduleOf(app);
     const work: CrawlWork = async ({ url }, { id }) => {
       const { host } = new URL(url);
-      const permit = await schedule.enter(host, id, ruled);
+      const permit = await schedule.enter(host, id, 'acme', ruled);
       await hosts.get(host)?.serve(msOf());
       await permit.leave(ruled);
       return { outcome: 'stored' };
@@ -100,16 +100,16 @@ describe.each(['redis', 'postgres'])('host schedule on %s', (backend) => {
     await using world = await createWorld();
     const schedule = scheduleOf(world.app(env));
     const ruled = rules({ most: 3, gapMs: 10_000 });
-    await schedule.enter(HOST, 'first', ruled);
-    const second = await deferral(schedule.enter(HOST, 'second', ruled));
+    await schedule.enter(HOST, 'first', 'acme', ruled);
+    const second = await deferral(schedule.enter(HOST, 'second', 'acme', ruled));
     expect(second.delayMs).toBeGreaterThan(9_000);
     expect(second.delayMs).toBeLessThanOrEqual(10_000);
     // Asking again changes nothing.
-    expect((await deferral(schedule.enter(HOST, 'second', ruled))).delayMs).toBeLessThanOrEqual(second.delayMs);
+    expect((await deferral(schedule.enter(HOST, 'second', 'acme', ruled))).delayMs).toBeLessThanOrEqual(second.delayMs);
     // The third is woken once the second begins, and looks up by itself should all of them die.
-    expect((await deferral(schedule.enter(HOST, 'third', ruled))).delayMs).toBeGreaterThan(LONG_MS / 2);
+    expect((await deferral(schedule.enter(HOST, 'third', 'acme', ruled))).delayMs).toBeGreaterThan(LONG_MS / 2);
     await schedule.leave(HOST, 'second', ruled);
-    const third = await deferral(schedule.enter(HOST, 'third', ruled));
+    const third = await deferral(schedule.enter(HOST, 'third', 'acme', ruled));
     expect(third.delayMs).toBeLessThanOrEqual(20_000);
   });
 
@@ -117,12 +117,12 @@ describe.each(['redis', 'postgres'])('host schedule on %s', (backend) => {
     await using world = await createWorld();
     const schedule = scheduleOf(world.app(env));
     const ruled = rules({ most: 3, gapMs: 300 });
-    await schedule.enter(HOST, 'first', ruled);
-    await deferral(schedule.enter(HOST, 'second', ruled));
-    await deferral(schedule.enter(HOST, 'third', ruled));
+    await schedule.enter(HOST, 'first', 'acme', ruled);
+    await deferral(schedule.enter(HOST, 'second', 'acme', ruled));
+    await deferral(schedule.enter(HOST, 'third', 'acme', ruled));
     await pause(900);
-    await schedule.enter(HOST, 'second', ruled);
-    expect((await deferral(schedule.enter(HOST, 'third', ruled))).delayMs).toBeGreaterThan(150);
+    await schedule.enter(HOST, 'second', 'acme', ruled);
+    expect((await deferral(schedule.enter(HOST, 'third', 'acme', ruled))).delayMs).toBeGreaterThan(150);
   });
 
   test('who leaves wakes the next in line, first come, first served', async () => {
@@ -130,9 +130,9 @@ describe.each(['redis', 'postgres'])('host schedule on %s', (backend) => {
     const app = world.app(env);
     const schedule = scheduleOf(app);
     const order: string[] = [];
-    const permit = await schedule.enter(HOST, 'holder', rules({ most: 1 }));
+    const permit = await schedule.enter(HOST, 'holder', 'acme', rules({ most: 1 }));
     startWork(app, async ({ url }, { id }) => {
-      const own = await schedule.enter(HOST, id, rules({ most: 1 }));
+      const own = await schedule.enter(HOST, id, 'acme', rules({ most: 1 }));
       order.push(url);
       await own.leave(rules({ most: 1 }));
       return { outcome: 'stored' };
@@ -148,13 +148,44 @@ describe.each(['redis', 'postgres'])('host schedule on %s', (backend) => {
     expect(order).toEqual([1, 2, 3].map((n) => image(n).url));
   });
 
+  test('tenants take turns in a line: one that comes late is not behind all that another has in it', async () => {
+    await using world = await createWorld();
+    const app = world.app(env);
+    const schedule = scheduleOf(app);
+    const one = rules({ most: 1 });
+    const order: string[] = [];
+    const permit = await schedule.enter(HOST, 'holder', 'large', one);
+    startWork(app, async ({ tenantId }, { id }) => {
+      const own = await schedule.enter(HOST, id, tenantId, one);
+      order.push(tenantId);
+      await own.leave(one);
+      return { outcome: 'stored' };
+    });
+    const ids: string[] = [];
+    const comes = async (tenantId: string) => {
+      ids.push(await enqueueOne(app, image(ids.length, { tenantId })));
+      await untilState(app, ids.at(-1) as string, 'delayed');
+    };
+    for (const tenantId of ['large', 'large', 'large', 'large', 'small', 'small', 'third']) await comes(tenantId);
+    await permit.leave(one);
+    for (const id of ids) await untilState(app, id, 'completed');
+    expect(order).toEqual(['large', 'small', 'third', 'large', 'small', 'large', 'large']);
+
+    // An empty line forgets: who was served much before is not behind.
+    const again = await schedule.enter(HOST, 'holder', 'new', one);
+    for (const tenantId of ['large', 'new']) await comes(tenantId);
+    await again.leave(one);
+    for (const id of ids) await untilState(app, id, 'completed');
+    expect(order.slice(-2)).toEqual(['large', 'new']);
+  });
+
   test('who is given a permit before it waits in its queue finds it once it does', async () => {
     await using world = await createWorld();
     const app = world.app(env);
     const schedule = scheduleOf(app);
-    const holder = await schedule.enter(HOST, 'holder', rules({ most: 1 }));
+    const holder = await schedule.enter(HOST, 'holder', 'acme', rules({ most: 1 }));
     startWork(app, async (_, { id }) => {
-      const own = await schedule.enter(HOST, id, rules({ most: 1 })).catch(async (error) => {
+      const own = await schedule.enter(HOST, id, 'acme', rules({ most: 1 })).catch(async (error) => {
         // Between the answer and the queue.
         await holder.leave(rules({ most: 1 }));
         throw error;
@@ -172,9 +203,9 @@ describe.each(['redis', 'postgres'])('host schedule on %s', (backend) => {
     const ruled = rules({ most: 3, gapMs: 200 });
     const order: string[] = [];
     const began: number[] = [];
-    const permit = await schedule.enter(HOST, 'holder', ruled);
+    const permit = await schedule.enter(HOST, 'holder', 'acme', ruled);
     startWork(app, async ({ url }, { id }) => {
-      const own = await schedule.enter(HOST, id, ruled);
+      const own = await schedule.enter(HOST, id, 'acme', ruled);
       began.push(Date.now());
       order.push(url);
       await own.leave(ruled);
@@ -200,16 +231,16 @@ describe.each(['redis', 'postgres'])('host schedule on %s', (backend) => {
     const app = world.app(env);
     const schedule = scheduleOf(app);
     const dying = rules({ most: 1, leaseMs: 400 });
-    await schedule.enter(HOST, 'dead', dying);
+    await schedule.enter(HOST, 'dead', 'acme', dying);
     startWork(app, async (_, { id }) => {
-      const own = await schedule.enter(HOST, id, dying);
+      const own = await schedule.enter(HOST, id, 'acme', dying);
       await own.leave(dying);
       return { outcome: 'stored' };
     });
     // Nobody wakes it: it looks up when the lease must have ended.
     await untilState(app, await enqueueOne(app), 'completed');
 
-    const holder = await schedule.enter(HOST, 'holder', rules({ most: 1 }));
+    const holder = await schedule.enter(HOST, 'holder', 'acme', rules({ most: 1 }));
     const [removed, next] = [await enqueueOne(app, image(2)), await enqueueOne(app, image(3))];
     for (const id of [removed, next]) await untilState(app, id, 'delayed');
     await (await app.queues.get('crawl').getJob(removed))?.remove();
@@ -220,23 +251,23 @@ describe.each(['redis', 'postgres'])('host schedule on %s', (backend) => {
   test('a job that runs again after its death has its permit still', async () => {
     await using world = await createWorld();
     const schedule = scheduleOf(world.app(env));
-    await schedule.enter(HOST, 'one', rules({ most: 1 }));
-    await schedule.enter(HOST, 'one', rules({ most: 1 }));
-    await deferral(schedule.enter(HOST, 'other', rules({ most: 1 })));
+    await schedule.enter(HOST, 'one', 'acme', rules({ most: 1 }));
+    await schedule.enter(HOST, 'one', 'acme', rules({ most: 1 }));
+    await deferral(schedule.enter(HOST, 'other', 'acme', rules({ most: 1 })));
   });
 
   test('`again` keeps the place, and books a gap later', async () => {
     await using world = await createWorld();
     const schedule = scheduleOf(world.app(env));
-    const permit = await schedule.enter(HOST, 'one', rules({ most: 1 }));
-    await deferral(schedule.enter(HOST, 'other', rules({ most: 1 })));
+    const permit = await schedule.enter(HOST, 'one', 'acme', rules({ most: 1 }));
+    await deferral(schedule.enter(HOST, 'other', 'acme', rules({ most: 1 })));
     await permit.again(rules({ most: 1 }));
     const later = await deferral(
       permit.again(rules({ most: 1, gapMs: 5_000 })).then(() => permit.again(rules({ most: 1 }))),
     );
     expect(later.delayMs).toBeGreaterThan(4_000);
     expect(later.delayMs).toBeLessThanOrEqual(5_000);
-    await deferral(schedule.enter(HOST, 'other', rules({ most: 1 })));
+    await deferral(schedule.enter(HOST, 'other', 'acme', rules({ most: 1 })));
   });
 });
 

@@ -121,6 +121,17 @@ describe.each([
       expect(site.countOf('/robots.txt')).toBe(1);
     });
 
+    test('who is refused gives what it had booked to the next, while nobody knew the rules', async () => {
+      // Whoever had to wait for a lease to end would wait in vain.
+      app = start({ FETCH_TIMEOUT_MS: '600000', FETCH_HOST_GAP_MS: '40' });
+      site.put('/robots.txt', { body: 'User-agent: *\nDisallow: /no', type: 'text/plain' });
+      const names = ['no1', 'no2', 'no3', 'yes1', 'no4', 'no5', 'yes2', 'no6', 'yes3', 'no7', 'no8', 'yes4'];
+      const jobs = await allEnded(await enqueue(names.map((name) => picture(name))));
+      const outcomes = jobs.map(({ outcome }) => (outcome as { outcome: string }).outcome);
+      expect(outcomes.map((outcome) => outcome === 'rejected')).toEqual(names.map((name) => name.startsWith('no')));
+      expect(site.requests.filter(({ path }) => path.startsWith('/no'))).toEqual([]);
+    });
+
     test('Crawl-delay is kept', async () => {
       app = start();
       site.robots('crawl-delay');

@@ -1,0 +1,1 @@
+CREATE INDEX "crawl_content_cache_newest_idx" ON "crawl_content_cache" USING btree ("tenant_id","generation","created_at");
