@@ -132,6 +132,12 @@ export class Events {
     this.metrics.jobAttempts.inc({ queue, result });
   }
 
+  /** Told by whoever found it, and put the job back to run again: a worker that died tells nothing. */
+  jobStalled(queue: string, jobId: string): void {
+    this.metrics.jobAttempts.inc({ queue, result: 'stalled' satisfies RunResult });
+    this.log.warn({ queue, jobId }, 'job lost its worker and runs again');
+  }
+
   /** A job is counted once, when it fails for good: by the words that the queue keeps, as `hybrid-cache failed` reads them. */
   jobFailed(job: JobFields, error: unknown, willRetry: boolean): void {
     const reason = failureReasonOf(error instanceof Error ? error.message : String(error));

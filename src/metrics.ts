@@ -20,8 +20,8 @@ export type KindName = (typeof KIND_NAMES)[number];
 export type LookupResult = 'redis_hit' | 'postgres_hit' | 'miss' | 'error';
 export type Stage = 'lookup' | 'fetch' | 'process' | 'store' | 'record';
 export type EmbeddingStage = 'lookup' | 'load' | 'detect' | 'embed' | 'record';
-/** How a run of a job ended, seen by the queue. */
-export type RunResult = 'completed' | 'retried' | 'failed' | 'deferred' | 'handed_back';
+/** How a run of a job ended, seen by the queue. `stalled`: with its worker, which died or froze. */
+export type RunResult = 'completed' | 'retried' | 'failed' | 'deferred' | 'handed_back' | 'stalled';
 
 /** From half a millisecond to half a minute. */
 const SECONDS = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30];

@@ -138,6 +138,17 @@ export const operations = {
     answer: { status: 200, description: 'Figures of all tenants together.', schema: schemas.statistics },
     problems: [404],
   }),
+  overview: operation({
+    id: 'getOverview',
+    method: 'GET',
+    path: '/v1/overview',
+    summary: 'What the page at `/` shows',
+    description:
+      'The newest jobs, images and troubles of the token’s tenants, and of all of them what they hold. An answer may be ' +
+      'a second old, counts some seconds. Made for the page: what it shows may change with it.',
+    access: 'viewer',
+    answer: { status: 200, description: 'What the stores say now.', schema: schemas.overview },
+  }),
   dashboard: operation({
     id: 'dashboard',
     method: 'GET',

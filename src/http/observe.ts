@@ -5,9 +5,15 @@ import { FastifyAdapter } from '@bull-board/fastify';
 import type { FastifyInstance } from 'fastify';
 import { Gauge } from 'prom-client';
 import { type App, readiness } from '../app.js';
+import type { TierName } from '../errors.js';
+import type { TierErrorReason, TierOperation } from '../events.js';
+import { within } from '../lifecycle.js';
+import type { Metrics, RunResult } from '../metrics.js';
 import { QUEUE_NAMES } from '../queues/contract.js';
+import type { RedisFacts } from '../redis-info.js';
 import type { AccessRules } from './access.js';
 import { operations, serve } from './api.js';
+import { Shared } from './shared.js';
 
 /** Open to whoever reaches the port: no tenant's data is in them. */
 export function healthRoutes(server: FastifyInstance, app: App): void {
@@ -25,51 +31,129 @@ export function healthRoutes(server: FastifyInstance, app: App): void {
     reply.type(registry.contentType);
     return registry.metrics();
   });
+  beginAtZero(app);
+}
+
+const TIER_WORK: readonly TierOperation[] = ['read', 'write', 'query', 'claim'];
+
+/** What an alert waits for: of a counter that begins at 1, Prometheus sees no increase. */
+function beginAtZero({ metrics, connection }: App): void {
+  for (const queue of QUEUE_NAMES) {
+    for (const result of ['failed', 'stalled'] satisfies RunResult[]) metrics.jobAttempts.inc({ queue, result }, 0);
+  }
+  const tierError = (tier: TierName, operation: TierOperation, reason: TierErrorReason) =>
+    metrics.tierErrors.inc({ tier, operation, reason }, 0);
+  for (const tier of ['postgres', ...(connection.tiers.redis ? ['redis' as const] : [])] satisfies TierName[]) {
+    tierError(tier, 'read', 'corrupt');
+    for (const operation of TIER_WORK) tierError(tier, operation, 'wrong');
+    if (tier === 'redis') tierError(tier, 'write', 'full');
+  }
 }
 
 /**
- * Gauges that are read from the queues' store at each scrape. Only processes that serve the API have them, so that N
- * scraped processes do not count N times. A store that is away leaves its gauges out.
+ * Gauges that are read from the stores at each scrape. Only processes that serve the API have them, so that N scraped
+ * processes do not count N times. A store that is away leaves its gauges out.
  */
-export function storeGauges({ metrics, queues, connection }: App): void {
-  const registers = [metrics.registry];
+export function storeGauges(app: App): void {
+  const { metrics, connection } = app;
+  const { journal } = connection;
   new Gauge({
     name: 'hybrid_cache_replay_pending',
     help: "Writes that wait for PostgreSQL, in the queue's Redis.",
-    registers,
+    registers: [metrics.registry],
     async collect() {
-      const pending = await connection.journal?.pending().catch(() => null);
-      if (typeof pending === 'number') this.set(pending);
-      else if (connection.journal) this.remove();
+      const pending = await answered(journal?.pending());
+      if (pending !== null) this.set(pending);
+      else if (journal) this.remove();
     },
   });
-  new Gauge({
-    name: 'bullmq_job_count',
-    help: 'Jobs by queue and state.',
-    labelNames: ['queue', 'state'],
-    registers,
+  queueGauges(app);
+  memoryGauges(app);
+}
+
+function queueGauges({ metrics, queues }: App): void {
+  labelledGauge(metrics, 'bullmq_job_count', 'Jobs by queue and state.', ['queue', 'state'], async () => {
+    const found = await ofEach(QUEUE_NAMES, (queue) => queues.counts(queue));
+    return found.flatMap(([queue, counts]) =>
+      Object.entries(counts).map(([state, value]) => ({ labels: { queue, state }, value })),
+    );
+  });
+  const waited = 'How long the longest waiting job has waited.';
+  labelledGauge(metrics, 'queue_oldest_waiting_seconds', waited, ['queue'], async () => {
+    const found = await ofEach(QUEUE_NAMES, (queue) => queues.oldestWaitingSeconds(queue));
+    return found.map(([queue, value]) => ({ labels: { queue }, value }));
+  });
+}
+
+const REDIS_SERVERS = ['cache', 'queue'] as const;
+/** Both gauges of a scrape share an answer. */
+const ONE_SCRAPE_MS = 100;
+
+function memoryGauges({ metrics, connection: { tiers, journal } }: App): void {
+  const factsOf = {
+    // One that is known to be away is not waited for.
+    cache: () => (tiers.redis?.guard.isUp ? tiers.redis.tier.facts() : undefined),
+    queue: () => journal?.facts(),
+  };
+  const shared = new Shared();
+  const facts = () => shared.get('facts', ONE_SCRAPE_MS, () => ofEach(REDIS_SERVERS, (server) => factsOf[server]()));
+  const read = (bytesOf: (facts: RedisFacts) => number) => async () =>
+    (await facts())
+      .map(([server, of]) => ({ labels: { server }, value: bytesOf(of) }))
+      .filter(({ value }) => Number.isFinite(value));
+  const used = 'Memory that a Redis uses; the cache and the queue may share one.';
+  labelledGauge(
+    metrics,
+    'hybrid_cache_redis_memory_bytes',
+    used,
+    ['server'],
+    read((of) => of.usedMemory),
+  );
+  const limit = 'Its maxmemory, or the memory of its machine where none is set.';
+  labelledGauge(
+    metrics,
+    'hybrid_cache_redis_memory_limit_bytes',
+    limit,
+    ['server'],
+    read((of) => of.memoryLimit),
+  );
+}
+
+interface Series<L extends string> {
+  readonly labels: Record<L, string>;
+  readonly value: number;
+}
+
+function labelledGauge<L extends string>(
+  { registry }: Metrics,
+  name: string,
+  help: string,
+  labelNames: L[],
+  read: () => Promise<Series<L>[]>,
+): void {
+  new Gauge<L>({
+    ...{ name, help, labelNames, registers: [registry] },
     async collect() {
-      const nothing: Record<string, number> = {};
-      const found = await Promise.all(QUEUE_NAMES.map((queue) => queues.counts(queue).catch(() => nothing)));
+      const found = await read();
       this.reset(); // after the wait, or scrapes that overlap would empty each other's answers
-      QUEUE_NAMES.forEach((queue, i) => {
-        for (const [state, count] of Object.entries(found[i] ?? nothing)) this.set({ queue, state }, count);
-      });
+      for (const { labels, value } of found) this.set(labels, value);
     },
   });
-  new Gauge({
-    name: 'queue_oldest_waiting_seconds',
-    help: 'How long the longest waiting job has waited.',
-    labelNames: ['queue'],
-    registers,
-    async collect() {
-      const found = await Promise.all(QUEUE_NAMES.map((queue) => queues.oldestWaitingSeconds(queue).catch(() => null)));
-      this.reset();
-      QUEUE_NAMES.forEach((queue, i) => {
-        const seconds = found[i] ?? null;
-        if (seconds !== null) this.set({ queue }, seconds);
-      });
-    },
+}
+
+const STORE_MS = 2_000;
+
+/** `null` where a store is away, is not configured, or does not answer in time. */
+async function answered<T>(work: Promise<T> | undefined): Promise<T | null> {
+  return work ? within(STORE_MS, work, null).catch(() => null) : null;
+}
+
+/** Leaves out those that did not answer. */
+async function ofEach<K, T>(keys: readonly K[], ask: (key: K) => Promise<T> | undefined): Promise<[K, T][]> {
+  const found = await Promise.all(keys.map((key) => answered(ask(key))));
+  return keys.flatMap((key, i): [K, T][] => {
+    const answer = found[i] ?? null;
+    return answer === null ? [] : [[key, answer]];
   });
 }
 

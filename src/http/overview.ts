@@ -14,7 +14,9 @@ import { reasonOf } from '../errors.js';
 import { within } from '../lifecycle.js';
 import { withoutSecrets } from '../logger.js';
 import { QUEUE_NAMES, type QueueName } from '../queues/contract.js';
+import { answered } from '../queues/index.js';
 import type { Access, AccessRules } from './access.js';
+import { operations, serve } from './api.js';
 import { type EndedJob, type EndedJobs, EndedJobWindow, hostAndPath } from './ended-jobs.js';
 import { type Failures, failuresOf, type Run, runOf, theirs } from './run-figures.js';
 import { Shared } from './shared.js';
@@ -95,7 +97,7 @@ export function overviewRoutes(
   lookups: SharedLookups | null,
 ): void {
   const overview = new OverviewSource(app, lookups);
-  server.get('/v1/overview', async (request, reply) => {
+  serve(server, operations.overview, async (request, reply) => {
     const allowed = access.viewer(request);
     reply.header('cache-control', 'no-store').header('cross-origin-resource-policy', 'same-origin');
     return overview.read(allowed);
@@ -150,7 +152,7 @@ class OverviewSource {
         ),
         ofAll ? told(() => Promise.all(QUEUE_NAMES.map((queue) => this.#queue(queue)))) : undefined,
         ofAll ? told(() => this.#lookupView()) : undefined,
-        ofAll ? told(async () => (await connection.journal?.pending()) ?? null) : undefined,
+        ofAll ? told(() => this.#replayPending()) : undefined,
         this.#tiers(ofAll),
         told(async () => failuresOf((await this.#failed()).map((jobs) => theirs(jobs, tenants)))),
         told(() => this.#troubles(tenants)),
@@ -200,6 +202,12 @@ class OverviewSource {
       failed: of('failed'),
       oldestWaitingSeconds,
     };
+  }
+
+  /** `null` where nothing is journaled. */
+  async #replayPending(): Promise<number | null> {
+    const { journal } = this.app.connection;
+    return journal ? answered(journal.pending(), CHECK_MS) : null;
   }
 
   async #lookupView(): Promise<LookupView> {

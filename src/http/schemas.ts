@@ -249,6 +249,125 @@ export const statistics = named(
   }),
 );
 
+const missing = z.object({ error: z.string() }).describe('In place of a part whose store is away.');
+/** A part of the overview that a store tells. */
+const part = <Schema extends z.ZodType>(schema: Schema) => z.union([schema, missing]);
+const epochMs = count.describe('Milliseconds since the epoch.');
+const tenantName = z.string().nullable().describe('null where another client’s job names none.');
+
+const run = named(
+  'Run',
+  z.object({
+    jobs: count.describe('Jobs of the window: the newest 1,000 of all tenants.'),
+    more: z.boolean().describe('Whether older ones are kept, too.'),
+    since: epochMs.nullable().describe('When the oldest of them ended, in milliseconds since the epoch.'),
+    perSecond: z.number().min(0),
+    overSeconds: z.number().min(0),
+    curve: z
+      .array(z.number().min(0).nullable())
+      .readonly()
+      .describe('Jobs a second, for every 2 s of the last minute, oldest first; null from before the window begins.'),
+    outcomes: z.array(z.object({ outcome: z.string(), reason: z.string().nullable(), jobs: count })).readonly(),
+    faces: count,
+  }),
+);
+
+const trouble = z.object({
+  tenantId: tenantName,
+  queue: z.enum(QUEUE_NAMES),
+  at: epochMs,
+  outcome: z.string().describe('rejected or failed.'),
+  reason: z.string().nullable(),
+  subject: z.string().describe('Host and path of the URL, or a content hash.'),
+  detail: z.string().nullable(),
+});
+
+const recentImage = z.object({
+  tenantId,
+  contentHash,
+  at: z.number().describe('When it was first recorded, in milliseconds since the epoch.'),
+  hasThumbnail: z.boolean(),
+  width: count.nullable(),
+  height: count.nullable(),
+  address: z.string().nullable().describe('Host and path of the URL that served it first.'),
+  urls: count.describe('URLs that served it, counted up to 100.'),
+  faces: count.nullable().describe('null until it is embedded.'),
+  boxes: z.array(faceEmbeddingList.element.shape.bbox).readonly(),
+  nearDuplicates: z.array(z.object({ contentHash, distance: count })).readonly(),
+});
+
+const lookupResults = { redis_hit: count, postgres_hit: count, miss: count, error: count };
+
+export const overview = named(
+  'Overview',
+  z.object({
+    at: epochMs,
+    tenants: z.array(z.string()).readonly().nullable().describe('Whose it is; null is all tenants.'),
+    model: z.string().describe('The model of the faces.'),
+    crawl: part(run),
+    embedding: part(run),
+    holdings: part(
+      z.object({
+        images: count,
+        urls: count,
+        embedded: count,
+        refusals: count,
+        exact: z.boolean().describe('false where there were too many to count.'),
+      }),
+    ).describe('Rows that can be reached.'),
+    faces: part(
+      z.object({
+        faces: count,
+        images: count.describe('Embedded images that were looked at.'),
+        withFaces: count,
+        exact: z.boolean().describe('Whether these are all.'),
+      }),
+    ),
+    queues: part(
+      z
+        .array(
+          z.object({
+            queue: z.enum(QUEUE_NAMES),
+            waiting: count,
+            delayed: count,
+            active: count,
+            completed: count,
+            failed: count,
+            oldestWaitingSeconds: z.number().min(0),
+          }),
+        )
+        .readonly(),
+    )
+      .optional()
+      .describe('Of all tenants together, as the next two: for a token of all tenants alone.'),
+    lookups: part(
+      z.object({
+        minutes: count.nullable().describe('How far back; null is since this process began, where there is no Redis.'),
+        byKind: z.record(z.enum(KIND_NAMES), z.object(lookupResults)),
+      }),
+    ).optional(),
+    replayPending: part(count.nullable()).optional().describe('Writes that wait for PostgreSQL.'),
+    tiers: z
+      .array(
+        z.object({
+          name: z.enum(['redis', 'postgres', 'queue']),
+          state: z.enum(['up', 'down', 'off']),
+          detail: z.string(),
+        }),
+      )
+      .readonly(),
+    failures: part(
+      z.object({
+        jobs: count,
+        more: z.boolean(),
+        reasons: z.array(z.object({ queue: z.enum(QUEUE_NAMES), reason: z.string(), jobs: count })).readonly(),
+      }),
+    ).describe('Of the newest 1,000 failed jobs of each queue.'),
+    troubles: part(z.array(trouble).readonly()).describe('What was rejected or failed last.'),
+    images: part(z.array(recentImage).readonly()).describe('The newest images.'),
+  }),
+);
+
 export const health = named('Health', z.object({ status: z.literal('ok') }));
 export const readiness = named(
   'Readiness',

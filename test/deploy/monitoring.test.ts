@@ -6,7 +6,7 @@ import type { App } from '../../src/app.js';
 import type { TierErrorReason } from '../../src/events.js';
 import { createServer } from '../../src/http/server.js';
 import { sha256 } from '../../src/kinds/identity.js';
-import type { LookupResult } from '../../src/metrics.js';
+import type { LookupResult, RunResult } from '../../src/metrics.js';
 import { startWorkers, type Workers } from '../../workers/start.js';
 import { crawled, crawlJob, idle } from '../support/crawl-run.js';
 import { parseExposition } from '../support/exposition.js';
@@ -169,7 +169,7 @@ describe('a Prometheus that scrapes two processes at work', () => {
 
   test('is asked for label values that exist', async () => {
     const reasons: TierErrorReason[] = ['full', 'corrupt', 'wrong'];
-    const results: LookupResult[] = ['redis_hit', 'postgres_hit', 'error'];
+    const results: (LookupResult | RunResult)[] = ['redis_hit', 'postgres_hit', 'error', 'failed', 'stalled'];
     const states = (await prometheus.query('count by (state) (bullmq_job_count)')).map(({ metric }) => metric.state);
     const existing: Record<string, readonly (string | undefined)[]> = {
       reason: reasons,
@@ -178,6 +178,7 @@ describe('a Prometheus that scrapes two processes at work', () => {
       outcome: ['stored', 'skipped', 'rejected', 'failed'],
       tier: ['redis', 'postgres'],
       role: ['api', 'worker'],
+      server: ['cache', 'queue'],
     };
     const matchers = [...panelQueries.map(([, query]) => query), ...ruleQueries()].flatMap((query) => [
       ...query.matchAll(/[{,]\s*(\w+)\s*(?:=~|!=|=)\s*"([^"]*)"/g),

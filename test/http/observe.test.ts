@@ -2,12 +2,16 @@
 import type { FastifyInstance } from 'fastify';
 import { afterAll, beforeAll, describe, expect, onTestFinished, test } from 'vitest';
 import type { App } from '../../src/app.js';
+import type { Overview } from '../../src/http/overview.js';
 import { createServer } from '../../src/http/server.js';
+import { QUEUE_NAMES } from '../../src/queues/contract.js';
 import { crawlQueue } from '../../src/queues/crawl.js';
+import { factsOf } from '../../src/redis-info.js';
 import { type Family, lint, parseExposition } from '../support/exposition.js';
 import { image, startWork } from '../support/queue-work.js';
+import { startSite } from '../support/site.js';
 import { until } from '../support/until.js';
-import { createWorld, type World } from '../support/world.js';
+import { createWorld, redisClient, type World } from '../support/world.js';
 
 /** Nobody listens on the first port: a connection is refused at once. */
 const DEAD_REDIS = 'redis://:hush-hush@127.0.0.1:1/0';
@@ -119,6 +123,21 @@ test('an image that cannot be looked up because PostgreSQL is down is 503 and no
   }
 });
 
+test('a store that takes connections and never answers holds up neither metrics nor the page', async () => {
+  await using nobody = await startSite({ mute: 'silent' });
+  const silent = `redis://127.0.0.1:${nobody.port}/0`;
+  const { server } = await serve({ REDIS_URL: silent, QUEUE_REDIS_URL: silent });
+  const families = await scrape(server);
+  expect(families.get('bullmq_job_count')?.samples).toEqual([]);
+  expect(families.get('hybrid_cache_replay_pending')?.samples).toEqual([]);
+  expect(families.get('hybrid_cache_redis_memory_bytes')?.samples).toEqual([]);
+  const overview: Overview = (await server.inject('/v1/overview')).json();
+  for (const part of [overview.queues, overview.crawl, overview.lookups, overview.replayPending]) {
+    expect(part).toHaveProperty('error');
+  }
+  expect(overview.holdings).toMatchObject({ images: 0 });
+});
+
 describe('metrics', () => {
   test('are in the text format and clean under promtool’s rules, but for names that are not ours', async () => {
     const { server, app } = await serve({});
@@ -150,6 +169,9 @@ describe('metrics', () => {
       job_attempts_total: 'counter',
       queue_oldest_waiting_seconds: 'gauge',
       bullmq_job_count: 'gauge',
+      hybrid_cache_replay_pending: 'gauge',
+      hybrid_cache_redis_memory_bytes: 'gauge',
+      hybrid_cache_redis_memory_limit_bytes: 'gauge',
       build_info: 'gauge',
       process_cpu_seconds_total: 'counter',
     };
@@ -180,6 +202,57 @@ describe('metrics', () => {
     expect(valueOf(families, 'hybrid_cache_tier_errors_total', { tier: 'postgres', operation: 'ping' })).toBe(1);
   });
 
+  test('tell how much of its memory each Redis uses, and which Redis there is', async () => {
+    const both = await scrape((await serve({})).server);
+    const redis = redisClient(world);
+    const { usedMemory, memoryLimit } = factsOf(await redis.info());
+    redis.disconnect();
+    const [used, limit] = ['hybrid_cache_redis_memory_bytes', 'hybrid_cache_redis_memory_limit_bytes'] as const;
+    for (const name of ['cache', 'queue']) {
+      expect(valueOf(both, limit, { server: name })).toBe(memoryLimit);
+      expect((valueOf(both, used, { server: name }) ?? 0) / usedMemory).toBeCloseTo(1, 0);
+    }
+    const serversOf = async (env: Record<string, string>) =>
+      (await scrape((await serve(env)).server)).get(used)?.samples.map(({ labels }) => labels.server);
+    expect(await serversOf({ QUEUE_BACKEND: 'postgres' })).toEqual(['cache']);
+    expect(await serversOf({ REDIS_URL: 'none', QUEUE_REDIS_URL: world.redisUrl })).toEqual(['queue']);
+    expect(await serversOf({ REDIS_URL: 'none' })).toEqual([]);
+    expect(await serversOf({ REDIS_URL: DEAD_REDIS, QUEUE_REDIS_URL: world.redisUrl })).toEqual(['queue']);
+  });
+
+  test('begin at zero where an alert waits for growth', async () => {
+    const { server } = await serve({}, false);
+    const families = await scrape(server);
+    for (const queue of QUEUE_NAMES) {
+      for (const result of ['failed', 'stalled']) {
+        expect(valueOf(families, 'job_attempts_total', { queue, result })).toBe(0);
+      }
+    }
+    const errors = (labels: Record<string, string>) => valueOf(families, 'hybrid_cache_tier_errors_total', labels);
+    expect(errors({ tier: 'redis', operation: 'write', reason: 'full' })).toBe(0);
+    for (const tier of ['redis', 'postgres']) {
+      expect(errors({ tier, operation: 'read', reason: 'corrupt' })).toBe(0);
+      expect(errors({ tier, operation: 'write', reason: 'wrong' })).toBe(0);
+    }
+  });
+
+  test.each(['redis', 'postgres'])(
+    'count the jobs that lost their worker, in the process that finds them: %s',
+    async (backend) => {
+      const { server, app } = await serve({ QUEUE_BACKEND: backend }, false);
+      const finder = app.backend.worker('crawl', async () => ({}), 1);
+      onTestFinished(() => finder.close());
+      // As BullMQ tells it once a lock has ended; that it does is the queues' test.
+      finder.emit('stalled', 'some-job', 'active');
+      const families = await scrape(server);
+      expect(valueOf(families, 'job_attempts_total', { queue: 'crawl', result: 'stalled' })).toBe(1);
+      expect(valueOf(families, 'job_attempts_total', { queue: 'embedding', result: 'stalled' })).toBe(0);
+      expect(world.logs).toContainEqual(
+        expect.objectContaining({ msg: 'job lost its worker and runs again', jobId: 'some-job', queue: 'crawl' }),
+      );
+    },
+  );
+
   test('hold no tenant, URL or job id', async () => {
     const { server, app } = await serve({});
     startWork(app, async () => ({ outcome: 'stored' }));
@@ -198,6 +271,7 @@ describe('metrics', () => {
     const families = await scrape(server);
     expect(families.has('bullmq_job_count')).toBe(false);
     expect(families.has('queue_oldest_waiting_seconds')).toBe(false);
+    expect(families.has('hybrid_cache_redis_memory_bytes')).toBe(false);
     expect(families.has('job_attempts_total')).toBe(true);
     for (const url of ['/healthz', '/readyz']) expect((await server.inject(url)).statusCode).toBe(200);
     for (const url of ['/dashboard', '/v1/jobs/crawl/1']) expect((await server.inject(url)).statusCode).toBe(404);

@@ -401,10 +401,13 @@ describe('the cost', () => {
   test('recent images come from the end of an index, however many there are, with any plan', async () => {
     await using rows = await Rows.open();
     const { client } = rows;
+    // Images 1 to 20,000 are of fifty tenants, the newest first; those of one that is idle since are older.
+    const image = `case when n > 20000 then 90000 - n else n end`;
     await client.query(`insert into crawl_content_cache
         (tenant_id, generation, content_hash, raw_key, stored_at, version, created_at)
-      select 't' || n % 50, 1, lpad(to_hex(n), 64, '0'), 'r', now(), 1, now() - n * interval '1 s'
-      from generate_series(1, 30000) as n`);
+      select case when n > 20000 then 'idle' else 't' || n % 50 end, 1, lpad(to_hex(${image}), 64, '0'), 'r', now(), 1,
+        now() - n * interval '1 s'
+      from generate_series(1, 31000) as n`);
     await client.query(`insert into perceptual_hash_cache (tenant_id, generation, content_hash, phash, version)
       select tenant_id, generation, content_hash, 'none', 1 from crawl_content_cache`);
     await client.query(`insert into face_embeddings_cache
@@ -420,37 +423,33 @@ describe('the cost', () => {
       asked.push(statement);
       return client.query(statement);
     }) as unknown as Query;
-    const newest = await recentImages(query, null, 'm@1', 24);
-    expect(newest.map(({ contentHash }) => Number.parseInt(contentHash, 16))).toEqual(
-      Array.from({ length: 24 }, (_, i) => i + 1),
-    );
-    const own = await recentImages(query, ['t7'], 'm@1', 24);
-    expect(own.map(({ contentHash }) => Number.parseInt(contentHash, 16))).toEqual(
-      Array.from({ length: 24 }, (_, i) => 7 + 50 * i),
-    );
-    expect(await recentImages(query, ['nobody'], 'm@1', 24)).toEqual([]);
-    expect(asked.map(({ name }) => name)).toEqual([
-      'recent_images',
-      'recent_images',
-      'recent_images',
-      'recent_images_of_few',
-    ]);
+    const imagesOf = async (tenants: string[] | null) =>
+      (await recentImages(query, tenants, 'm@1', 24)).map(({ contentHash }) => Number.parseInt(contentHash, 16));
+    const numbers = (of: (i: number) => number) => Array.from({ length: 24 }, (_, i) => of(i));
+    expect(await imagesOf(null)).toEqual(numbers((i) => i + 1));
+    expect(await imagesOf(['t7'])).toEqual(numbers((i) => 7 + 50 * i));
+    expect(await imagesOf(['idle'])).toEqual(numbers((i) => 69_999 - i));
+    expect(await imagesOf(['idle', 't7', 't8'])).toEqual(numbers((i) => 7 + (i % 2) + 50 * Math.floor(i / 2)));
+    expect(await imagesOf(['nobody'])).toEqual([]);
+    const few = 'recent_images_of_few';
+    expect(asked.map(({ name }) => name)).toEqual(['recent_images', few, few, few, few]);
     for (const mode of ['force_custom_plan', 'force_generic_plan']) {
       await client.query(`set plan_cache_mode = ${mode}`);
-      for (const { name, values } of [asked[0], asked[1], asked[3]] as typeof asked) {
-        const args = values.map((one) =>
-          one === null ? 'null' : client.escapeLiteral(Array.isArray(one) ? `{${one}}` : String(one)),
-        );
+      for (const { name, values } of asked) {
+        const args = values.map((one) => client.escapeLiteral(Array.isArray(one) ? `{${one}}` : String(one)));
         const { rows: plan } = await client.query<{ 'QUERY PLAN': string }>(
           `explain (analyze, costs off, timing off, summary off) execute ${name}(${args})`,
         );
         const text = plan.map((row) => row['QUERY PLAN']).join('\n');
         expect(text, mode).not.toMatch(/Seq Scan on (crawl_|face_|perceptual_)/);
-        if (name !== 'recent_images') continue;
-        expect(text, mode).toContain('Index Only Scan Backward using crawl_content_cache_created_at_idx');
-        // As far as it takes to find 24, and not to the end of the walk: 24 of all, 1,157 of every fiftieth.
-        const walked = /Index Only Scan Backward.*rows=([\d.]+)/.exec(text)?.[1];
-        expect(Number(walked), mode).toBe(args[0] === 'null' ? 24 : 1_157);
+        const scan =
+          name === few
+            ? 'Index Scan Backward using crawl_content_cache_newest_idx'
+            : 'Index Only Scan Backward using crawl_content_cache_created_at_idx';
+        expect(text, mode).toContain(scan);
+        // As far as it takes to find 24 of each tenant.
+        const walked = new RegExp(`${scan}.*rows=([\\d.]+)`).exec(text)?.[1];
+        expect(Number(walked), mode).toBe(args[2] === "'{nobody}'" ? 0 : 24);
       }
     }
   });
