@@ -13,6 +13,7 @@ import { invalidationRows } from './invalidation.js';
 import { outageRows } from './outage.js';
 import { permanentRows } from './permanent.js';
 import { createRawTables } from './raw.js';
+import { sizesOf, sizingRows } from './sizing.js';
 import { tableOf } from './table.js';
 import { openWorld, remember } from './world.js';
 import { writeRows } from './writes.js';
@@ -26,6 +27,8 @@ await migrate(config.postgres, { queueOnPostgres: false });
 
 // Words after the command choose subjects: `npm run bench -- hits writes --json`.
 const chosen = process.argv.slice(2).filter((word) => !word.startsWith('--'));
+/** What takes many minutes runs only when it is chosen. */
+const ON_REQUEST = ['sizing'];
 const rows = await measured();
 process.stdout.write(process.argv.includes('--json') ? `${JSON.stringify(rows, null, 2)}\n` : tableOf(rows));
 
@@ -44,13 +47,14 @@ async function measured(): Promise<Row[]> {
     ['outage', () => outageRows(world, stack)],
     ['images', () => imageRows(config.embedding.threads)],
     ['crowd', () => crowdRows(world.app, stack.env, `${folder}/objects`)],
+    ['sizing', () => sizingRows(stack, folder, sizesOf(process.argv))],
   ];
   const unknown = chosen.filter((word) => !subjects.some(([subject]) => subject === word));
   if (unknown.length > 0)
     throw new Error(`${unknown.join(', ')}: expected ${subjects.map(([name]) => name).join(', ')}`);
   const rows: Row[] = [];
   for (const [subject, measure] of subjects) {
-    if (chosen.length > 0 && !chosen.includes(subject)) continue;
+    if (chosen.length > 0 ? !chosen.includes(subject) : ON_REQUEST.includes(subject)) continue;
     const started = performance.now();
     rows.push(...(await measure()));
     process.stderr.write(`${subject}: ${Math.round((performance.now() - started) / 1000)} s\n`);

@@ -1,6 +1,7 @@
 /** How the bench judges; how fast anything is, no test says. */
 import { expect, test } from 'vitest';
 import { latency, quantileOf, toRow } from '../bench/compare.js';
+import { sizesOf } from '../bench/sizing.js';
 
 const lower = { better: 'lower', unit: 'ms' } as const;
 const higher = { better: 'higher', unit: '1/s' } as const;
@@ -26,4 +27,10 @@ test('every contestant does the same work as often', async () => {
   const row = await latency({ work: 'counting', target: null, turns: 2, ...ways });
   expect(calls.ours).toBe(calls.raw);
   expect(row.ours).toBeGreaterThan(0);
+});
+
+test('sizes are whole numbers of images, a hundred thousand and a million unless others are asked for', () => {
+  expect(sizesOf(['node', 'main.js', 'sizing'])).toEqual([100_000, 1_000_000]);
+  expect(sizesOf(['sizing', '--images=10,20'])).toEqual([10, 20]);
+  expect(() => sizesOf(['--images=many'])).toThrow('--images=many');
 });

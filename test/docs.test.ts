@@ -1,5 +1,8 @@
-/** What the documents say of names is true of the code. */
+/** What the documents say of names is true of the code, and every public name says what it is. */
 import { readFileSync } from 'node:fs';
+import { resolve } from 'node:path';
+import type { SourceFile } from 'typescript/unstable/ast';
+import { API as Compiler, type Symbol as Name, type Project, SymbolFlags } from 'typescript/unstable/sync';
 import { expect, test } from 'vitest';
 import * as library from '../src/index.js';
 
@@ -31,3 +34,37 @@ test('the containers are those that the service is made for [M11]', () => {
   expect(compose).toMatch(/image: postgres:1\d/);
   expect(compose).toMatch(/noeviction/);
 });
+
+// TypeDoc would ask for the same, but works with TypeScript up to 6. TypeScript 7 has no other interface than this one.
+test('every public name and every member of it has a doc comment where it is published', () => {
+  const names = publicNames();
+  expect([...names.keys()]).toEqual(expect.arrayContaining(['HybridCacheService', 'SkipAnswer.reason']));
+  expect([...names].filter(([, comment]) => comment === '').map(([name]) => name)).toEqual([]);
+});
+
+/** The doc comment, less its tags, of all that the package's types export, and of its members: `SkipAnswer.reason`. */
+function publicNames(): Map<string, string> {
+  const file = resolve('dist/src/index.d.ts');
+  const compiler = new Compiler();
+  try {
+    const project = compiler.updateSnapshot({ openFiles: [file] }).getDefaultProjectForFile(file) as Project;
+    const { checker, program } = project;
+    const module = checker.getSymbolAtLocation(program.getSourceFile(file) as SourceFile) as Name;
+    const names = checker.getExportsOfModule(module).flatMap((exported) => {
+      const original = exported.flags & SymbolFlags.Alias ? checker.getAliasedSymbol(exported) : exported;
+      const members = [...original.getMembers().values()].filter(isPublicMember);
+      return [
+        [exported.name, original] as const,
+        ...members.map((member) => [`${exported.name}.${member.name}`, member] as const),
+      ];
+    });
+    return new Map(names.map(([name, symbol]) => [name, symbol.getDocumentationComment(checker)]));
+  } finally {
+    compiler.close();
+  }
+}
+
+function isPublicMember({ flags, name }: Name): boolean {
+  const kinds = SymbolFlags.Property | SymbolFlags.Method | SymbolFlags.Accessor;
+  return (flags & kinds) !== 0 && !name.includes('#');
+}

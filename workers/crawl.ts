@@ -163,6 +163,7 @@ async function unchanged(step: Step, { record: known, content }: Stale): Promise
 /** The record that an earlier run of this very job wrote before it was cut short: the job stored it, and says so. */
 async function ownRecord(step: Step, { record }: UrlFacts): Promise<CrawlOutcome | null> {
   if (record?.jobId !== step.jobId) return null;
+  await releaseClaims(step, record.contentHash);
   const content = await step.records.content(step.job.tenantId, record.contentHash);
   if (content?.jobId === step.jobId) return stored(step, record.contentHash, content);
   return { outcome: 'skipped', reason: 'content', contentHash: record.contentHash, rawKey: record.rawKey };
@@ -273,6 +274,15 @@ async function stored(step: Step, contentHash: string, content: CrawlContent, ph
     phash: hash,
     nearDuplicates: near.map((one) => ({ contentHash: one.contentHash, distance: one.distance })),
   };
+}
+
+/** What a run that was cut short held on to: whoever forces or forgets the image next need not wait for the leases. */
+async function releaseClaims(
+  { claims, job: { tenantId, url }, jobId: holder }: Step,
+  contentHash: string,
+): Promise<void> {
+  const subjects = [`url:${sha256(url)}`, `content:${contentHash}`];
+  await Promise.all(subjects.map((subject) => claims.release({ tenantId, subject, holder }).catch(() => undefined)));
 }
 
 async function claimed<T>(step: Step, subject: string, work: () => Promise<T>): Promise<T> {

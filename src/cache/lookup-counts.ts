@@ -1,21 +1,31 @@
 /** How this service's own look-ups were answered since it began: what a server's figures, shared by many, cannot tell. */
 import { KIND_NAMES, type KindName, type LookupResult } from '../metrics.js';
 
-/** Rates are percent of all requests with two decimals, `null` where there were none. */
+/** Look-ups by how they were answered. Rates are percent of all requests with two decimals, `null` where there were none. */
 export interface LookupStatistics {
+  /** Answered by Redis. */
   readonly redisHits: number;
+  /** Answered by PostgreSQL, since Redis did not know or could not tell. */
   readonly postgresHits: number;
+  /** Unknown to every tier that could be asked. */
   readonly misses: number;
   /** Asked while no tier could tell. */
   readonly errors: number;
+  /** Of both tiers together. */
   readonly totalHits: number;
+  /** Hits, misses and errors: a batch counts once for each of its elements. */
   readonly totalRequests: number;
+  /** `totalHits` in percent of `totalRequests`. */
   readonly hitRate: number | null;
+  /** `redisHits` in percent of `totalRequests`. */
   readonly redisHitRate: number | null;
+  /** `postgresHits` in percent of `totalRequests`. */
   readonly postgresHitRate: number | null;
 }
 
+/** The look-ups of one service, all kinds together, since it began or was reset. */
 export interface ServiceStatistics extends LookupStatistics {
+  /** The same of each kind by itself. */
   readonly byKind: Readonly<Record<KindName, LookupStatistics>>;
 }
 

@@ -6,11 +6,13 @@
 import { ArgumentError } from '../errors.js';
 import type { Query } from './query.js';
 
+/** An image that looks like the one that was asked about. */
 export interface NearDuplicate {
+  /** SHA-256 of its bytes, 64 lower-case hex characters. */
   readonly contentHash: string;
-  /** 16 hex characters. */
+  /** Its perceptual hash, 16 lower-case hex characters. */
   readonly phash: string;
-  /** Differing bits, 0 to 64. */
+  /** How many of the 64 bits differ: 0 to 7, since the search goes no further. */
   readonly distance: number;
 }
 

@@ -26,23 +26,29 @@ import { type Asked, askedOf, isKnownByContent, type SkipAnswer, skipByFacts, sk
 import { type CacheStatistics, readStatistics } from './statistics.js';
 import { entry, lookup } from './tier.js';
 
+/** Whose values are meant: those of another model are other entries. */
 export interface ModelOption {
   /** Identity of the model that made the values; the default is the configured engine's. */
   readonly model?: string;
 }
 
+/** Where a crawled image is kept, as the object store names it; each text of 1 to 2,048 characters. */
 export interface StoredKeys {
+  /** Where its bytes are, unchanged. */
   readonly rawKey: string;
+  /** Where its thumbnail is, if there is one. */
   readonly thumbnailKey?: string;
   /** The page that showed the image. */
   readonly sourceUrl?: string;
 }
 
+/** What a service is made of. All of it has defaults, and none of it connects. */
 export interface HybridCacheOptions {
   /** Default: the environment, see `.env.example`. */
   readonly config?: CacheConfig;
   /** Default: to standard error, from `LOG_LEVEL` on. */
   readonly logger?: Logger;
+  /** Default: metrics of its own, which nobody scrapes. */
   readonly metrics?: Metrics;
   /** Models that apply where a call names none. */
   readonly models?: FaceModels;
@@ -62,6 +68,7 @@ export class HybridCacheService {
   readonly #models: FaceModels;
   readonly #ownsConnection: boolean;
 
+  /** @throws {ConfigError} where the environment is read and is wrong */
   constructor(options: HybridCacheOptions = {}) {
     this.#ownsConnection = options.connection === undefined;
     this.#connection = options.connection ?? openConnection(options);
@@ -70,8 +77,9 @@ export class HybridCacheService {
   }
 
   /**
-   * @returns whether the embeddings are durable: in PostgreSQL, or, while that is away, in Redis and on record for
-   * PostgreSQL. `[]` is a value: "no faces".
+   * Remembers the faces of an image, in the place of what the same model said before. `[]` is a value: "no faces".
+   *
+   * @returns whether they are durable: in PostgreSQL, or, while that is away, in Redis and on record for PostgreSQL
    */
   async cacheFaceEmbeddings(
     content: Content,
@@ -83,7 +91,11 @@ export class HybridCacheService {
     return await this.#put(tenantId, faceEmbeddings, facesKey(content, this.#embeddingModel(options)), faces);
   }
 
-  /** @returns the embeddings exactly as they were given; `[]` for an image without faces; `null` where unknown. */
+  /**
+   * The faces of an image, if they are known.
+   *
+   * @returns the embeddings exactly as they were given; `[]` for an image without faces; `null` where unknown
+   */
   async getCachedFaceEmbeddings(
     content: Content,
     tenantId: string,
@@ -114,6 +126,7 @@ export class HybridCacheService {
     return await this.#put(tenantId, faceDetections, facesKey(content, this.#detectionModel(options)), faces);
   }
 
+  /** Like `getCachedFaceEmbeddings`, for what a detector found. */
   async getCachedFaceDetection(
     content: Content,
     tenantId: string,
@@ -122,6 +135,7 @@ export class HybridCacheService {
     return await this.#get(tenantId, faceDetections, facesKey(content, this.#detectionModel(options)));
   }
 
+  /** `getCachedFaceDetection` of many images, in their order, in one round trip per tier. */
   async getCachedFaceDetectionBatch(
     contents: readonly Content[],
     tenantId: string,
@@ -132,32 +146,44 @@ export class HybridCacheService {
     return await this.#getBatch(tenantId, faceDetections, keys);
   }
 
-  /** @param phash text of 1 to 128 characters; 16 lower-case hex characters can also be found by likeness. */
+  /**
+   * Remembers the perceptual hash of an image.
+   *
+   * @param phash text of 1 to 128 characters; 16 lower-case hex characters can also be found by likeness
+   * @returns whether it is durable, as of `cacheFaceEmbeddings`
+   */
   async cachePerceptualHash(content: Content, tenantId: string, phash: string): Promise<boolean> {
     return await this.#put(tenantId, perceptualHashes, hashOf(content), checkText('phash', phash, 128));
   }
 
+  /** The perceptual hash as it was given; `null` where unknown. */
   async getCachedPerceptualHash(content: Content, tenantId: string): Promise<string | null> {
     return await this.#get(tenantId, perceptualHashes, hashOf(content));
   }
 
+  /** `getCachedPerceptualHash` of many images, in their order, in one round trip per tier. */
   async getCachedPerceptualHashBatch(contents: readonly Content[], tenantId: string): Promise<(string | null)[]> {
     return await this.#getBatch(tenantId, perceptualHashes, eachOf('contents', contents, hashOf));
   }
 
   /**
-   * @param topK how many matches were asked for: another number is another question
+   * Remembers what a search for the image's faces found.
+   *
+   * @param topK how many matches were asked for, from 1 on: another number is another question
    * @param results whatever JSON carries, usually one record per match
+   * @returns whether they are durable, as of `cacheFaceEmbeddings`
    */
   async cacheSearchResults(content: Content, tenantId: string, topK: number, results: SearchResults): Promise<boolean> {
     const checked = checkList('results', searchResults, results);
     return await this.#put(tenantId, searches, { contentHash: hashOf(content), topK }, checked);
   }
 
+  /** What such a search found, as it was given; `[]` for nothing found; `null` where unknown. */
   async getCachedSearchResults(content: Content, tenantId: string, topK: number): Promise<SearchResults | null> {
     return await this.#get(tenantId, searches, { contentHash: hashOf(content), topK });
   }
 
+  /** `getCachedSearchResults` of many images, in their order, in one round trip per tier. */
   async getCachedSearchResultsBatch(
     contents: readonly Content[],
     tenantId: string,
@@ -172,6 +198,7 @@ export class HybridCacheService {
     return skipByUrl(await this.#records.knownUrl(checkTenantId(tenantId), canonicalUrl(url)));
   }
 
+  /** `shouldSkipUrl` of many, in their order, in one round trip per tier. */
   async shouldSkipUrlBatch(urls: readonly string[], tenantId: string): Promise<SkipAnswer[]> {
     const tenant = checkTenantId(tenantId);
     const records = await this.#records.knownUrls(tenant, eachOf('urls', urls, canonicalUrl));
@@ -188,6 +215,7 @@ export class HybridCacheService {
     return answer as SkipAnswer;
   }
 
+  /** `shouldSkipCrawledImage` of many, in their order, in one round trip per tier. */
   async shouldSkipCrawledImageBatch(
     images: readonly { readonly url: string; readonly imageBytes: Content }[],
     tenantId: string,

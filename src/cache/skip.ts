@@ -3,10 +3,13 @@ import { canonicalUrl } from '../kinds/url.js';
 import { type Content, hashOf } from './arguments.js';
 import type { ImageFacts } from './crawl-records.js';
 
+/** Whether a crawl may pass over an image, and why. */
 export interface SkipAnswer {
+  /** `true` only where PostgreSQL has a record of the same tenant. */
   readonly shouldSkip: boolean;
   /** Where the known image's bytes are; `null` unless it is to be skipped. */
   readonly rawKey: string | null;
+  /** What was known, its URL or its bytes; `null` unless it is to be skipped. */
   readonly reason: 'url' | 'content' | null;
 }
 

@@ -7,15 +7,23 @@ import { type LookupCounts, percentage, type ServiceStatistics } from './lookup-
 
 /** Figures of the whole server, whoever uses it. `null` is what the server does not tell. */
 export interface RedisStatistics {
+  /** Bytes. */
   readonly usedMemory: number | null;
+  /** The same as Redis writes it, such as `12.34M`. */
   readonly usedMemoryHuman: string | null;
   /** Bytes; 0 is no limit. */
   readonly maxmemory: number | null;
+  /** What Redis does at its limit, such as `noeviction`. */
   readonly maxmemoryPolicy: string | null;
+  /** Connections that are open now. */
   readonly connectedClients: number | null;
+  /** Since the server started, as all counts that follow. */
   readonly totalCommandsProcessed: number | null;
+  /** Look-ups of keys that were there. */
   readonly keyspaceHits: number | null;
+  /** Look-ups of keys that were not. */
   readonly keyspaceMisses: number | null;
+  /** Keys that Redis gave up for want of memory. */
   readonly evictedKeys: number | null;
   /** Hits among the look-ups of all its users, in percent; `null` where there were none. */
   readonly hitRate: number | null;
@@ -35,7 +43,10 @@ const NAMES = {
 
 type Names = (typeof NAMES)[KindName];
 
-/** Rows that can be reached, and the space that a table takes with its indexes, such as `12 MB`. */
+/**
+ * By kind: in `…Count` the rows that can be reached, in `…Size` the space that its table takes with its indexes, such as
+ * `12 MB`.
+ */
 export type PostgresStatistics = Readonly<Record<Names['count'], number> & Record<Names['size'], string>> & {
   /** The tables with too many rows to count, such as `crawl_cache`: theirs is an estimate. */
   readonly estimated: readonly string[];
@@ -43,14 +54,19 @@ export type PostgresStatistics = Readonly<Record<Names['count'], number> & Recor
 
 /** In place of a tier's statistics, when it is away or turned off. */
 export interface NoStatistics {
+  /** Why there are none, in one line without passwords; `turned off` where the tier is not configured. */
   readonly error: string;
 }
 
+/** What `getCacheStats` answers. */
 export interface CacheStatistics {
+  /** What the Redis server says of itself. */
   readonly redisStats: RedisStatistics | NoStatistics;
+  /** What PostgreSQL holds of this service. */
   readonly postgresStats: PostgresStatistics | NoStatistics;
   /** Whether the tier is configured, be it up or not. */
   readonly redisEnabled: boolean;
+  /** Likewise; PostgreSQL always is. */
   readonly postgresEnabled: boolean;
   /** The look-ups of this process. */
   readonly service: ServiceStatistics;

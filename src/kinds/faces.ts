@@ -24,7 +24,12 @@ const faceEmbedding = faceDetection.extend({
 export const faceDetectionList = z.array(faceDetection);
 export const faceEmbeddingList = z.array(faceEmbedding);
 
+/**
+ * A face that was found: `bbox` is `[x1, y1, x2, y2]` in pixels of the upright image, origin at the top left; `det_score`
+ * the confidence, 0 to 1. Fields beyond these are kept, as long as JSON can carry them.
+ */
 export type FaceDetection = z.infer<typeof faceDetection>;
+/** InsightFace's record: a `FaceDetection` with `embedding`, a vector of any length, which comes back exactly as given. */
 export type FaceEmbedding = z.infer<typeof faceEmbedding>;
 
 export interface FacesKey {

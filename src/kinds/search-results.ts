@@ -7,6 +7,7 @@ import { checkContentHash, type Kind } from './kind.js';
 /** A list of whatever JSON carries, usually one record per match. */
 export const searchResults = z.array(z.json());
 
+/** What a face search found, nearest first or however it was given: a list of whatever JSON carries, kept as it is. */
 export type SearchResults = z.infer<typeof searchResults>;
 
 export interface SearchKey {

@@ -1,0 +1,401 @@
+/**
+ * The crawl job, its crash points and both tiers against a model in memory: whatever sequence of jobs, deaths, retries,
+ * outages and invalidations there is, PostgreSQL, the object store, the claims and the origin's count are what the model
+ * says, and in the end every job is done and both tiers agree.
+ */
+import fc from 'fast-check';
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import type { App } from '../../src/app.js';
+import { verify } from '../../src/cache/verify.js';
+import { DeferredError } from '../../src/errors.js';
+import { sha256 } from '../../src/kinds/identity.js';
+import { Closer } from '../../src/lifecycle.js';
+import { rawKey } from '../../src/storage/object-store.js';
+import { workOf } from '../../workers/jobs.js';
+import type { Run } from '../../workers/run.js';
+import { Link } from '../cache/chaos-support.js';
+import { noiseImage } from '../support/images.js';
+import { PuppetEngine } from '../support/puppet-engine.js';
+import { type Site, startSite } from '../support/site.js';
+import { until } from '../support/until.js';
+import { createWorld, redisClient, type World } from '../support/world.js';
+
+const TENANTS = ['a', 'b'] as const;
+const URLS = [0, 1, 2] as const;
+const CONTENTS = [0, 1, 2] as const;
+/** What a process may have done last, in the order of the job. */
+const STEPS = ['claimed', 'fetched', 'objects put', 'committed', 'in Redis', 'embedding enqueued'] as const;
+type Step = (typeof STEPS)[number];
+/** How a run ended. */
+type End = 'stored' | 'skipped url' | 'skipped content' | 'deferred' | 'dead';
+
+interface Job {
+  readonly id: string;
+  readonly tenant: string;
+  readonly url: number;
+  readonly force: boolean;
+  /** As the queue keeps it for the next run. */
+  remembered: Record<string, unknown>;
+}
+
+/** What there is, as far as a tenant can tell. */
+class TenantModel {
+  readonly urls = new Map<number, { content: number; job: string }>();
+  /** Which job stored it. */
+  readonly contents = new Map<number, string>();
+  readonly objects = new Set<number>();
+  readonly embeddings = new Set<number>();
+  /** By subject: `u0`, `c2`. */
+  readonly claims = new Map<string, string>();
+}
+
+class Model {
+  readonly tenants = new Map(TENANTS.map((name) => [name as string, new TenantModel()]));
+  readonly served: number[] = URLS.map((url) => CONTENTS[url % CONTENTS.length] as number);
+  readonly requests: number[] = URLS.map(() => 0);
+  /** Jobs that died or were put off. */
+  readonly unfinished: Job[] = [];
+  /** What a job that was put off knows of the bytes. */
+  readonly fetched = new Map<string, number>();
+  redisIsUp = true;
+
+  run(job: Job, dieAt: Step | null): End {
+    const tenant = this.tenants.get(job.tenant) as TenantModel;
+    const known = tenant.urls.get(job.url);
+    if (known?.job === job.id) {
+      for (const [subject, holder] of tenant.claims) {
+        if (holder === job.id && [`u${job.url}`, `c${known.content}`].includes(subject)) tenant.claims.delete(subject);
+      }
+      return this.#told(tenant, job, known.content, dieAt);
+    }
+    if (known && !job.force) return 'skipped url';
+    return claimed(tenant, `u${job.url}`, job, () => {
+      if (dieAt === 'claimed') return 'dead';
+      const before = this.fetched.get(job.id);
+      if (before !== undefined) {
+        const end = claimed(tenant, `c${before}`, job, () => this.#knownContent(tenant, job, before, dieAt));
+        if (end) return end;
+      }
+      const content = this.served[job.url] as number;
+      this.requests[job.url] = (this.requests[job.url] as number) + 1;
+      if (dieAt === 'fetched') return 'dead';
+      return this.#knownContent(tenant, job, content, dieAt) ?? this.#store(tenant, job, content, dieAt);
+    }) as End;
+  }
+
+  #knownContent(tenant: TenantModel, job: Job, content: number, dieAt: Step | null): End | null {
+    if (!tenant.contents.has(content)) return null;
+    tenant.urls.set(job.url, { content, job: job.id });
+    if (dieAt === 'committed' || dieAt === 'in Redis') return 'dead';
+    return this.#told(tenant, job, content, dieAt);
+  }
+
+  #store(tenant: TenantModel, job: Job, content: number, dieAt: Step | null): End {
+    const end = claimed(tenant, `c${content}`, job, () => {
+      tenant.objects.add(content);
+      if (dieAt === 'objects put') return 'dead';
+      tenant.contents.set(content, job.id);
+      tenant.urls.set(job.url, { content, job: job.id });
+      if (dieAt === 'committed' || dieAt === 'in Redis') return 'dead';
+      return this.#told(tenant, job, content, dieAt);
+    }) as End;
+    if (end === 'deferred') this.fetched.set(job.id, content);
+    return end;
+  }
+
+  /** The end of a job whose record is there. */
+  #told(tenant: TenantModel, job: Job, content: number, dieAt: Step | null): End {
+    if (tenant.contents.get(content) !== job.id) return 'skipped content';
+    tenant.embeddings.add(content);
+    return dieAt === 'embedding enqueued' ? 'dead' : 'stored';
+  }
+}
+
+/** A claim is given back, unless its holder dies. */
+function claimed(tenant: TenantModel, subject: string, job: Job, work: () => End | null): End | null {
+  const holder = tenant.claims.get(subject);
+  if (holder !== undefined && holder !== job.id) return 'deferred';
+  tenant.claims.set(subject, job.id);
+  const end = work();
+  if (end !== 'dead') tenant.claims.delete(subject);
+  return end;
+}
+
+let world: World;
+let site: Site;
+let link: Link;
+let images: Buffer[];
+let sequences = 0;
+let jobs = 0;
+
+beforeAll(async () => {
+  world = await createWorld();
+  site = await startSite();
+  link = await Link.to(world.redisUrl);
+  images = await Promise.all(CONTENTS.map((content) => noiseImage(24, 24, content + 1)));
+});
+
+afterAll(async () => {
+  await site.close();
+  await world[Symbol.asyncDispose]();
+  await link[Symbol.asyncDispose]();
+});
+
+/** The real thing. Every run of a job is a process of its own, as far as one can be had in a process. */
+class Real {
+  readonly #sequence = sequences++;
+  /** Never asks Redis. */
+  readonly plain = open({ REDIS_URL: 'none', QUEUE_REDIS_URL: world.redisUrl, QUEUE_BACKEND: 'redis' });
+  readonly #countedBefore: number[];
+
+  constructor() {
+    for (const url of URLS) this.serve(url, CONTENTS[url % CONTENTS.length] as number);
+    this.#countedBefore = URLS.map((url) => site.countOf(this.#path(url)));
+  }
+
+  tenant(name: string): string {
+    return `s${this.#sequence}-${name}`;
+  }
+
+  url(url: number): string {
+    return `${site.url}${this.#path(url)}`;
+  }
+
+  #path(url: number): string {
+    return `/${this.#sequence}/${url}.png`;
+  }
+
+  serve(url: number, content: number): void {
+    site.put(this.#path(url), { body: images[content] as Buffer, type: 'image/png' });
+  }
+
+  requestsOf(url: number): number {
+    return site.countOf(this.#path(url)) - (this.#countedBefore[url] as number);
+  }
+
+  async run(job: Job, dieAt: Step | null): Promise<End> {
+    const app = open({ REDIS_URL: link.url, QUEUE_REDIS_URL: world.redisUrl });
+    const closer = new Closer();
+    let killed: (end: 'dead') => void = () => undefined;
+    const death = new Promise<'dead'>((resolve) => {
+      killed = resolve;
+    });
+    /** Whoever waits for it never goes on, as in a process that is gone. */
+    const die = () => {
+      killed('dead');
+      return new Promise<never>(() => undefined);
+    };
+    const { perform } = workOf('crawl', mortal(app, dieAt, die), {
+      events: app.events,
+      engine: new PuppetEngine(),
+      closer,
+    });
+    const run: Run = {
+      id: job.id,
+      jobId: job.id,
+      deaths: 0,
+      isLast: false,
+      remembered: job.remembered,
+      remember: async (fact) => {
+        job.remembered = { ...job.remembered, ...fact };
+      },
+      signal: new AbortController().signal,
+    };
+    const payload = {
+      v: 1,
+      tenantId: this.tenant(job.tenant),
+      url: this.url(job.url),
+      ...(job.force && { force: true }),
+    };
+    const ended = perform(payload, run).then(
+      (outcome) => Object.values({ outcome: outcome.outcome, reason: (outcome as { reason?: string }).reason }),
+      (error: unknown) => {
+        if (error instanceof DeferredError) return ['deferred'];
+        throw error;
+      },
+    );
+    try {
+      const end = await Promise.race([death, ended]);
+      return (end === 'dead' ? end : end.filter(Boolean).join(' ')) as End;
+    } finally {
+      await closer.close();
+      await app.close();
+    }
+  }
+
+  async forgetRedis(): Promise<void> {
+    const redis = redisClient(world);
+    const keys = await redis.keys(`${world.namespace}:*`);
+    if (keys.length > 0) await redis.del(...keys);
+    redis.disconnect();
+  }
+}
+
+function open(env: Record<string, string>): App {
+  return world.app({ FETCH_ALLOW: '127.0.0.1/32:*', ...env }, { engine: new PuppetEngine() });
+}
+
+function mortal(app: App, dieAt: Step | null, die: () => Promise<never>): App {
+  const { hybrid } = app.connection;
+  const toRedis = hybrid.toRedis.bind(hybrid);
+  if (dieAt === 'committed') hybrid.toRedis = die;
+  if (dieAt === 'in Redis') hybrid.toRedis = (standing) => toRedis(standing).then(die);
+  const { claims, records, objects, queues } = app;
+  if (dieAt === 'claimed') claims.hold = async (claim, ms) => ((await claims.take(claim, ms)).taken ? die() : putOff());
+  const held = Object.assign(Object.create(objects) as App['objects'], {
+    put: async (key: string, bytes: Uint8Array) => {
+      await objects.put(key, bytes);
+      if (dieAt === 'objects put' && key.startsWith('raw/')) await die();
+    },
+  });
+  if (dieAt === 'fetched') afterFetch(app, records, die);
+  if (dieAt === 'embedding enqueued') {
+    const enqueue = queues.enqueue.bind(queues);
+    queues.enqueue = (contract, payloads) => enqueue(contract, payloads).then(die);
+  }
+  return { ...app, objects: held };
+}
+
+/** As `Claims.hold` where somebody else has it. */
+function putOff(): Promise<never> {
+  return Promise.reject(new DeferredError(1, 'claimed'));
+}
+
+/** Fetched bytes are reported, and looked up next. */
+function afterFetch(app: App, records: App['records'], die: () => Promise<never>): void {
+  let fetched = false;
+  const report = app.events.fetched.bind(app.events);
+  app.events.fetched = (...args) => {
+    fetched = true;
+    report(...args);
+  };
+  const content = records.content.bind(records);
+  records.content = (...args) => (fetched ? die() : content(...args));
+}
+
+/** PostgreSQL, objects, claims, embeddings and requests are what the model says. */
+async function compare(model: Model, real: Real): Promise<void> {
+  const { pool } = real.plain.connection;
+  for (const [name, tenant] of model.tenants) {
+    const tenantId = real.tenant(name);
+    for (const url of URLS) {
+      const { record } = await real.plain.records.urlFacts(tenantId, real.url(url));
+      const known = tenant.urls.get(url);
+      const expected = known && { contentHash: hashOf(known.content), jobId: known.job };
+      expect(record && { contentHash: record.contentHash, jobId: record.jobId }).toEqual(expected ?? null);
+    }
+    for (const content of CONTENTS) {
+      const found = await real.plain.records.content(tenantId, hashOf(content));
+      expect(found?.jobId ?? null).toBe(tenant.contents.get(content) ?? null);
+      const object = await real.plain.objects.get(rawKey(tenantId, hashOf(content), 'image/png'));
+      expect(object !== null).toBe(tenant.objects.has(content));
+      if (found) expect(object).not.toBeNull();
+    }
+    const { rows } = await pool.query('select subject, holder from claims where tenant_id = $1', [tenantId]);
+    const subjects = new Map([
+      ...URLS.map((url): [string, string] => [`url:${sha256(real.url(url))}`, `u${url}`]),
+      ...CONTENTS.map((content): [string, string] => [`content:${hashOf(content)}`, `c${content}`]),
+    ]);
+    expect(new Map(rows.map((row) => [subjects.get(row.subject), row.holder]))).toEqual(tenant.claims);
+  }
+  expect(URLS.map((url) => real.requestsOf(url))).toEqual(model.requests);
+}
+
+const hashOf = (content: number) => sha256(images[content] as Buffer);
+
+type Command = fc.AsyncCommand<Model, Real>;
+
+function command(
+  name: string,
+  act: (model: Model, real: Real) => Promise<void>,
+  check = (_: Readonly<Model>) => true,
+): Command {
+  return {
+    check,
+    toString: () => name,
+    run: async (model, real) => {
+      await act(model, real);
+      await compare(model, real);
+    },
+  };
+}
+
+async function runBoth(model: Model, real: Real, job: Job, dieAt: Step | null): Promise<void> {
+  const end = model.run(job, dieAt);
+  // A step that the run does not come to kills nobody.
+  expect(await real.run(job, dieAt)).toBe(end);
+  if (end === 'dead' || end === 'deferred') model.unfinished.push(job);
+}
+
+const dieAt = fc.option(fc.constantFrom(...STEPS), { freq: 2 });
+
+const COMMANDS = [
+  fc
+    .tuple(fc.constantFrom(...TENANTS), fc.constantFrom(...URLS), fc.boolean(), dieAt)
+    .map(([tenant, url, force, step]) =>
+      command(
+        `crawl ${tenant} ${url}${force ? ' force' : ''}${step ? `, die at ${step}` : ''}`,
+        async (model, real) => {
+          await runBoth(model, real, { id: `job-${jobs++}`, tenant, url, force, remembered: {} }, step);
+        },
+      ),
+    ),
+  fc.tuple(fc.nat(20), dieAt).map(([nth, step]) =>
+    command(
+      `run unfinished ${nth} again${step ? `, die at ${step}` : ''}`,
+      async (model, real) => {
+        const [job] = model.unfinished.splice(nth % model.unfinished.length, 1);
+        await runBoth(model, real, job as Job, step);
+      },
+      ({ unfinished }) => unfinished.length > 0,
+    ),
+  ),
+  fc.tuple(fc.constantFrom(...URLS), fc.constantFrom(...CONTENTS)).map(([url, content]) =>
+    command(`serve ${content} at ${url}`, async (model, real) => {
+      model.served[url] = content;
+      real.serve(url, content);
+    }),
+  ),
+  fc.constantFrom(...TENANTS).map((name) =>
+    command(`invalidate ${name}`, async (model, real) => {
+      const tenant = model.tenants.get(name) as TenantModel;
+      tenant.urls.clear();
+      tenant.contents.clear();
+      await real.plain.cache.invalidateTenantCache(real.tenant(name));
+    }),
+  ),
+  fc.constant(command('Redis forgets', (_, real) => real.forgetRedis())),
+  fc.constant(
+    command('Redis is cut off or comes back', async (model) => {
+      model.redisIsUp = !model.redisIsUp;
+      if (model.redisIsUp) await link.mend();
+      else link.cut();
+    }),
+  ),
+];
+
+test('a crawl job does what its model does, whatever dies', { timeout: 300_000 }, async () => {
+  const property = fc.asyncProperty(fc.commands(COMMANDS, { maxCommands: 14 }), async (commands) => {
+    const model = new Model();
+    const real = new Real();
+    try {
+      await fc.asyncModelRun(() => ({ model, real }), commands);
+      if (!model.redisIsUp) await link.mend();
+      model.redisIsUp = true;
+      // Each job that is unfinished is run again until it is done: dead holders first, or nobody else can be.
+      for (let rounds = 0; model.unfinished.length > 0; rounds++) {
+        expect(rounds).toBeLessThan(50);
+        await runBoth(model, real, model.unfinished.shift() as Job, null);
+        await compare(model, real);
+      }
+      for (const { claims } of model.tenants.values()) expect(claims.size).toBe(0);
+      const observer = open({ REDIS_URL: link.url, QUEUE_REDIS_URL: world.redisUrl });
+      await until('both tiers to agree', async () => (await verify(observer.connection)).differences.length === 0);
+      await observer.close();
+    } finally {
+      if (!model.redisIsUp) await link.mend();
+      await real.plain.close();
+    }
+  });
+  await fc.assert(property, { numRuns: 20, endOnFailure: true });
+});
