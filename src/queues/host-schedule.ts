@@ -116,7 +116,7 @@ export class HostSchedule {
       await this.leave(host, id, rules);
     } else if (job) {
       // Where it is not delayed yet, it looks for itself once it is; where it runs already, it has its permit.
-      await (delayMs > 0 ? job.changeDelay(delayMs) : job.promote()).catch(() => undefined);
+      await (delayMs > 0 ? job.changeDelay(delayMs) : this.state.promote(job)).catch(() => undefined);
     }
   }
 }

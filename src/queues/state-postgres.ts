@@ -1,5 +1,6 @@
 /** `QueueState` on PostgreSQL: the functions of `queue_state` in `drizzle/`. */
-import type { Pool } from 'pg';
+import type { Job } from 'bullmq';
+import { escapeIdentifier, type Pool } from 'pg';
 import type { HostRules, Standing, Step, Visitor } from './host-schedule.js';
 import type { QueueState } from './state.js';
 import type { Comer, RenumberStep, TakenTurns, TurnRules } from './turns.js';
@@ -34,6 +35,21 @@ export class PostgresQueueState implements QueueState {
     const values = [step, host, job, tenantId, most, gapMs, leaseMs, coolMs];
     const { rows } = await this.pool.query<Standing>({ ...VISIT, values });
     return rows;
+  }
+
+  /**
+   * BullMQ 6.7 looks at the state first and changes it afterwards, so that of two who promote a job the second may put it
+   * back when it runs already, and it runs twice. Here its row is held in between.
+   */
+  async promote({ queueName, id }: Job): Promise<void> {
+    const schema = escapeIdentifier(this.schema);
+    await this.pool.query({
+      name: 'promote',
+      text:
+        `select ${schema}.promote($1, $2) from ` +
+        `(select from ${schema}.job where queue = $1 and id = $2 and state = 'delayed' for update) as held`,
+      values: [queueName, id],
+    });
   }
 
   async takeTurns(queue: string, jobs: readonly Comer[], rules: TurnRules): Promise<TakenTurns> {

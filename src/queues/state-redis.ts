@@ -1,4 +1,5 @@
 /** `QueueState` on Redis: what `queue_state.*` of `drizzle/` does on PostgreSQL, at once and by the server's clock. */
+import type { Job } from 'bullmq';
 import { Redis } from 'ioredis';
 import { evaluate } from '../redis-script.js';
 import type { HostRules, Standing, Step, Visitor } from './host-schedule.js';
@@ -138,6 +139,10 @@ export class RedisQueueState implements QueueState {
       delayMs,
       booked: booked === 1,
     }));
+  }
+
+  async promote(job: Job): Promise<void> {
+    await job.promote();
   }
 
   async takeTurns(queue: string, jobs: readonly Comer[], rules: TurnRules): Promise<TakenTurns> {

@@ -1,4 +1,5 @@
 /** What the queues need to know beside BullMQ's own records, kept where they are kept. */
+import type { Job } from 'bullmq';
 import type { HostRules, Standing, Step, Visitor } from './host-schedule.js';
 import type { Comer, RenumberStep, TakenTurns, TurnRules } from './turns.js';
 
@@ -13,6 +14,8 @@ export interface QueueState {
     visitor: Visitor,
     rules: HostRules & { readonly coolMs?: number },
   ): Promise<Standing[]>;
+  /** Has a delayed job run now. Whatever else it is, it stays. */
+  promote(job: Job): Promise<void>;
   /** Turns for jobs on their way into a queue, at once, see `turns.ts`; a new numbering begins here where one is due. */
   takeTurns(queue: string, jobs: readonly Comer[], rules: TurnRules): Promise<TakenTurns>;
   /**
