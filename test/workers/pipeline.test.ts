@@ -216,7 +216,7 @@ describe.each([
     // The same job, run again as after a crash between the record and the acknowledgement.
     await first?.remove();
     const holder = `${job.id}@${first?.timestamp}`;
-    const subjects = [`url:${sha256(url)}`, `content:${sha256(body)}`];
+    const subjects = [`url:${sha256(Buffer.from(url))}`, `content:${sha256(body)}`];
     for (const subject of subjects) await app.claims.take({ tenantId: 'acme', subject, holder }, 600_000);
     await queue.add('crawl', first?.data, { jobId: job.id, timestamp: first?.timestamp ?? 0 });
     expect((await ended(app, 'crawl', job.id)).outcome).toEqual(job.outcome);
