@@ -1,6 +1,5 @@
 /** Who may ask a host, and when: over several workers, on both stores, with a host that counts. */
 import { setTimeout as pause } from 'node:timers/promises';
-import type { Job } from 'bullmq';
 import { describe, expect, test } from 'vitest';
 import type { App } from '../../src/app.js';
 import { DeferredError } from '../../src/errors.js';
@@ -180,32 +179,6 @@ describe.each(['redis', 'postgres'])('host schedule on %s', (backend) => {
     expect(order.slice(-2)).toEqual(['large', 'new']);
   });
 
-  test('a job that several wake at once runs once', async () => {
-    await using world = await createWorld();
-    const app = world.app(env);
-    const queue = app.queues.get('crawl');
-    const runs = new Map<string, number>();
-    startWork(
-      app,
-      async (_, { id }) => {
-        runs.set(id, (runs.get(id) ?? 0) + 1);
-        await pause(20);
-        return { outcome: 'stored' };
-      },
-      { concurrency: 8 },
-    );
-    const ids = Array.from({ length: 40 }, (_, n) => `delayed-${n}`);
-    for (const jobId of ids) await queue.add('crawl', image(jobId), { jobId, delay: LONG_MS });
-    await Promise.all(
-      ids.flatMap(async (id) => {
-        const job = (await queue.getJob(id)) as Job;
-        await Promise.all([1, 2, 3, 4, 5].map(() => app.backend.state.promote(job).catch(() => undefined)));
-      }),
-    );
-    await until('all to be done', async () => (await queue.getCompletedCount()) === ids.length);
-    expect([...runs.values()]).toEqual(ids.map(() => 1));
-  });
-
   test('who is given a permit before it waits in its queue finds it once it does', async () => {
     await using world = await createWorld();
     const app = world.app(env);
@@ -306,3 +279,22 @@ async function deferral(work: Promise<unknown>): Promise<DeferredError> {
   expect(error).toBeInstanceOf(DeferredError);
   return error as DeferredError;
 }
+
+test('with queues on PostgreSQL, a job that was taken while it was woken is not put back', async () => {
+  await using world = await createWorld();
+  const app = world.app({ REDIS_URL: 'none' });
+  const queue = app.queues.get('crawl');
+  const job = await queue.add('crawl', image(1), { delay: LONG_MS });
+  const taker = await app.connection.pool.connect();
+  await taker.query('begin');
+  await taker.query(`update bullmq.job set state = 'active' where queue = 'crawl' and id = $1`, [job.id]);
+  const waking = app.backend.state.promote(job);
+  await until('the row to be waited for', async () => {
+    const waits = `select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'`;
+    return (await app.connection.pool.query(waits)).rowCount;
+  });
+  await taker.query('commit');
+  taker.release();
+  await waking;
+  expect(await queue.getJobState(job.id as string)).toBe('active');
+});
