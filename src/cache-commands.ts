@@ -3,7 +3,7 @@ import { type Command, InvalidArgumentError } from 'commander';
 import type { App } from './app.js';
 import { explain } from './cache/explain.js';
 import { verify } from './cache/verify.js';
-import { print } from './output.js';
+import { examples, figures, print } from './output.js';
 
 interface Output {
   readonly json?: boolean;
@@ -19,7 +19,7 @@ export function addCacheCommands(program: Command, open: () => Promise<App & Asy
       await using app = await open();
       // What this process looked up itself is nothing.
       const { service: _, ...stats } = await app.cache.getCacheStats();
-      print(json, stats, [...rows('redis', stats.redisStats), ...rows('postgres', stats.postgresStats)]);
+      print(json, stats, figures([...rows('redis', stats.redisStats), ...rows('postgres', stats.postgresStats)]));
     });
 
   program
@@ -27,34 +27,38 @@ export function addCacheCommands(program: Command, open: () => Promise<App & Asy
     .description('what is known of a URL, and whether a crawl of it would skip it')
     .argument('<url>')
     .requiredOption('--tenant <id>', 'whose crawl it would be')
+    .addHelpText('after', examples('hybrid-cache explain https://example.com/portrait.jpg --tenant acme'))
     .option('--json', 'print JSON')
     .action(async (url: string, { tenant, json }: Output & { tenant: string }) => {
       await using app = await open();
       const found = await explain(app.connection.hybrid, tenant, url, app.config.fetch.revalidateAfterMs);
-      print(json, found, rows('', found));
+      print(json, found, figures(rows('', found)));
     });
 
   program
     .command('invalidate')
     .description('forget everything of a tenant, crawl records included; its objects stay')
     .argument('<tenant>')
+    .addHelpText('after', examples('hybrid-cache invalidate acme'))
     .option('--json', 'print JSON')
     .action(async (tenant: string, { json }: Output) => {
       await using app = await open();
       const invalidated = await app.cache.invalidateTenantCache(tenant);
-      print(json, { tenant, invalidated }, [['rows made unreachable', invalidated]]);
+      print(json, { tenant, invalidated }, figures([['rows made unreachable', invalidated]]));
     });
 
   program
     .command('clear')
     .description('forget everything of all tenants: no queue, no object')
     .requiredOption('--confirm', 'yes, of all tenants')
-    .action(async () => {
+    .addHelpText('after', examples('hybrid-cache clear --confirm'))
+    .option('--json', 'print JSON')
+    .action(async ({ json }: Output) => {
       await using app = await open();
       // Without PostgreSQL it throws, and nothing is done.
       const cleared = await app.connection.invalidation.clear();
       const left = 'PostgreSQL is empty. Redis is away: what it has is out of reach, and expires.';
-      process.stdout.write(`${cleared ? 'Both tiers are empty.' : left}\n`);
+      print(json, { postgres: 'empty', redis: cleared ? 'empty' : 'away' }, cleared ? 'Both tiers are empty.' : left);
       if (!cleared) process.exitCode = 1;
     });
 
@@ -62,31 +66,26 @@ export function addCacheCommands(program: Command, open: () => Promise<App & Asy
     .command('cleanup')
     .description('forget what is older than some days (crawl records: four times as long, at least 30 days)')
     .requiredOption('--days <n>', 'whole days, from 1 on', wholeNumber)
+    .addHelpText('after', examples('hybrid-cache cleanup --days 7'))
     .option('--json', 'print JSON')
     .action(async ({ days, json }: Output & { days: number }) => {
       await using app = await open();
       const cleaned = await app.connection.cleanup(days);
-      print(
-        json,
-        cleaned,
-        cleaned.map(({ tableName, deletedCount }) => [tableName, deletedCount]),
-      );
+      print(json, cleaned, figures(cleaned.map(({ tableName, deletedCount }) => [tableName, deletedCount])));
     });
 
   program
     .command('verify')
     .description('compare samples of both tiers; exit 1 if they differ')
     .option('--sample <n>', 'entries of each kind, and of Redis', wholeNumber, 1_000)
+    .addHelpText('after', examples('hybrid-cache verify --sample 10000 --json'))
     .option('--json', 'print JSON')
     .action(async ({ sample, json }: Output & { sample: number }) => {
       await using app = await open();
       const found = await verify(app.connection, { sample });
       const { differences, ...rest } = found;
-      print(json, found, [
-        ...rows('', rest),
-        ['differences', differences.length],
-        ...differences.map(({ id, what }): [string, string] => [id, what]),
-      ]);
+      const lines = differences.map(({ id, what }): [string, string] => [id, what]);
+      print(json, found, figures([...rows('', rest), ['differences', differences.length], ...lines]));
       if (found.compared === 0) process.stderr.write('Nothing was compared: no entry of Redis is of use.\n');
       if (differences.length > 0) process.exitCode = 1;
     });

@@ -9,12 +9,13 @@ import { type Config, type Env, namesNoServer, readEnv, toConfig } from './confi
 import { isMigrated, migrate } from './db/migrate.js';
 import { demo } from './demo/demo.js';
 import { addDoctorCommand } from './doctor-command.js';
-import { enqueueList } from './enqueue.js';
+import { addEnqueueCommand } from './enqueue.js';
 import { ArgumentError, ConfigError, reasonOf } from './errors.js';
 import { addFailedCommands } from './failed-commands.js';
 import { Closer, onShutdownSignal } from './lifecycle.js';
 import { findRunningStack, setOwnerAddress, startLocalStack } from './local/stack.js';
 import { createLogger } from './logger.js';
+import { examples, print } from './output.js';
 import { packageVersion } from './package.js';
 import { QUEUE_NAMES, type QueueName } from './queues/contract.js';
 
@@ -44,28 +45,19 @@ program
   .command('worker')
   .description('run workers alone, with metrics and health on METRICS_PORT')
   .argument('[queues...]', `of ${QUEUE_NAMES.join(', ')}; all where none is named`)
+  .addHelpText('after', examples('hybrid-cache worker', 'hybrid-cache worker crawl'))
   .action((queues: string[]) => service({ workers: queueNames(queues), api: false, bringServers: false }));
-
-program
-  .command('enqueue')
-  .description('enqueue the image URLs of a file, or of standard input (-), one a line')
-  .argument('<file>', 'a file, or - for standard input')
-  .requiredOption('--tenant <id>', 'whose images they are')
-  .option('--force', 'fetch also what is known')
-  .option('--wait', 'wait for the outcomes; exit 1 if any job failed')
-  .action(async (file: string, options: { tenant: string; force?: boolean; wait?: boolean }) => {
-    await using app = disposable(connect(await configured()));
-    process.exitCode = await enqueueList(app, file, options);
-  });
 
 program
   .command('migrate')
   .description('bring the database up to date; safe to run at any time, also by several at once')
   .option('--rename-python-tables', 'move what the Python service left under our names aside, to python_<name>')
-  .action(async ({ renamePythonTables = false }: { renamePythonTables?: boolean }) => {
+  .option('--json', 'print JSON')
+  .action(async ({ renamePythonTables = false, json }: { renamePythonTables?: boolean; json?: boolean }) => {
     const config = await configured();
     const queueOnPostgres = config.queue.backend === 'postgres';
     const renamed = await migrate(config.postgres, { queueOnPostgres, renamePythonTables });
+    if (json) return print(json, { upToDate: true, renamed }, '');
     for (const one of renamed) say(`Renamed ${one}.`);
     say('The database is up to date.');
   });
@@ -73,6 +65,7 @@ program
 // Standard output is for what was asked for.
 const logger = createLogger('warn', process.stderr);
 const open = async () => disposable(connect(await configured(), { logger }));
+addEnqueueCommand(program, open);
 addCacheCommands(program, open);
 addFailedCommands(program, open);
 addDoctorCommand(program, configured);
@@ -81,6 +74,7 @@ program
   .command('demo')
   .description('the whole story on this machine, with real photographs, leaving nothing behind')
   .option('--keep', 'leave the service up until Ctrl-C')
+  .addHelpText('after', examples('hybrid-cache demo --keep'))
   .option('--json', 'print the figures as JSON')
   .action(async ({ keep = false, json = false }: { keep?: boolean; json?: boolean }) => {
     const stop = new AbortController();

@@ -4,7 +4,9 @@ import type { Config } from './config.js';
 import { type Finding, findingsOfConfig, worst } from './doctor/check.js';
 import { examine } from './doctor/doctor.js';
 import { ConfigError } from './errors.js';
-import { table } from './output.js';
+import { coloured, print, table } from './output.js';
+
+const COLOURS = { ok: 'green', warning: 'yellow', problem: 'red' } as const;
 
 /** `configured` gives the configuration that every other command would use. */
 export function addDoctorCommand(program: Command, configured: () => Promise<Config>): void {
@@ -18,8 +20,7 @@ export function addDoctorCommand(program: Command, configured: () => Promise<Con
       const findings = await findingsWith(configured);
       const verdict = worst(findings);
       const rows = findings.map(({ verdict, check, says }) => [verdict, check, says]);
-      const text = json ? JSON.stringify({ verdict, findings }, null, 2) : table(['verdict', 'check', ''], rows);
-      process.stdout.write(`${text}\n`);
+      print(json, { verdict, findings }, coloured(table(['verdict', 'check', ''], rows), COLOURS));
       if (verdict === 'problem') process.exitCode = 1;
     });
 }

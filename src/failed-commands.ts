@@ -4,9 +4,17 @@ import type { App } from './app.js';
 import { FAILURE_REASONS } from './errors.js';
 import { TENANT_ID } from './kinds/kind.js';
 import { canonicalUrl } from './kinds/url.js';
-import { howFar, print, table } from './output.js';
+import { examples, figures, print, table } from './output.js';
+import { Progress } from './progress.js';
 import { QUEUE_NAMES } from './queues/contract.js';
-import { type FailedFilter, type FailedJob, type FailedSummary, listFailed, retryFailed } from './queues/failed.js';
+import {
+  type FailedFilter,
+  type FailedJob,
+  type FailedSummary,
+  listFailed,
+  retryFailed,
+  type Watch,
+} from './queues/failed.js';
 
 /** `open` gives an app that is closed when the command ends. */
 export function addFailedCommands(program: Command, open: () => Promise<App & AsyncDisposable>): void {
@@ -17,16 +25,25 @@ export function addFailedCommands(program: Command, open: () => Promise<App & As
   filtered(failed.command('list'))
     .description('count failed jobs by reason and by host, and show the newest')
     .option('--limit <n>', 'how many jobs to show', count, 20)
+    .addHelpText(
+      'after',
+      examples('hybrid-cache failed list --reason timeout', 'hybrid-cache failed list --tenant acme --limit 0 --json'),
+    )
     .option('--json', 'print JSON')
     .action(async ({ limit, json, ...filter }: FailedFilter & { limit: number; json?: boolean }) => {
       await using app = await open();
-      const summary = await listFailed(app.queues, filter, limit, howFar);
-      process.stdout.write(`${json ? JSON.stringify(summary, null, 2) : report(summary, filter)}\n`);
+      using progress = new Progress();
+      const summary = await listFailed(app.queues, filter, limit, shownBy(progress, 'reading'));
+      print(json, summary, report(summary, filter));
     });
 
   filtered(failed.command('retry'))
     .description('run failed jobs again, with all of their attempts; a job whose twin waits or runs is left')
     .option('--all', 'whatever failed')
+    .addHelpText(
+      'after',
+      examples('hybrid-cache failed retry --reason timeout --host example.com', 'hybrid-cache failed retry --all'),
+    )
     .option('--json', 'print JSON')
     .action(async (options: FailedFilter & { all?: boolean; json?: boolean }, command: Command) => {
       const { all = false, json, ...filter } = options;
@@ -36,12 +53,14 @@ export function addFailedCommands(program: Command, open: () => Promise<App & As
         );
       }
       await using app = await open();
-      const { retried, twins, gone } = await retryFailed(app.queues, filter, howFar);
-      print(json, { retried, twins, gone }, [
+      using progress = new Progress();
+      const { retried, twins, gone } = await retryFailed(app.queues, filter, shownBy(progress, 'retrying'));
+      const rows: [string, number][] = [
         ['retried', retried],
-        ...(twins > 0 ? [['left: a twin waits or runs', twins] as const] : []),
-        ...(gone > 0 ? [['gone meanwhile', gone] as const] : []),
-      ]);
+        ['left: a twin waits or runs', twins],
+        ['gone meanwhile', gone],
+      ];
+      print(json, { retried, twins, gone }, figures(rows.filter(([, jobs], i) => i === 0 || jobs > 0)));
     });
 }
 
@@ -49,8 +68,19 @@ function filtered(command: Command): Command {
   return command
     .addOption(new Option('--queue <queue>', 'only of this queue').choices(QUEUE_NAMES))
     .addOption(new Option('--reason <reason>', 'only those that failed for it').choices(FAILURE_REASONS))
-    .option('--host <host>', 'only images of this host, such as example.com or example.com:8080', host)
+    .option('--host <host>', 'only images of this host, such as example.com (on any port) or example.com:8080', host)
     .option('--tenant <id>', 'only of this tenant', tenant);
+}
+
+/** The bar goes when all is done. */
+function shownBy(progress: Progress, label: string): Watch {
+  let total: number | undefined;
+  return (done, of) => {
+    if (of !== total) progress.begin(label, of);
+    total = of;
+    if (done < of) progress.at(done);
+    else progress.clear();
+  };
 }
 
 function count(text: string): number {

@@ -1,10 +1,19 @@
 /** What commands print: figures one below the other, tables, or JSON. */
 
-/** JSON where it is asked for, else the figures, each behind its label. */
-export function print(json: boolean | undefined, value: unknown, figures: readonly (readonly [string, unknown])[]) {
-  const width = Math.max(...figures.map(([label]) => label.length)) + 2;
-  const lines = figures.map(([label, figure]) => `${label.padEnd(width)}${String(figure)}`);
-  process.stdout.write(`${json ? JSON.stringify(value, null, 2) : lines.join('\n')}\n`);
+/** JSON where it is asked for, else the text. */
+export function print(json: boolean | undefined, value: unknown, text: string): void {
+  process.stdout.write(`${json ? JSON.stringify(value, null, 2) : text}\n`);
+}
+
+/** Figures one below the other, each behind its label. */
+export function figures(rows: readonly (readonly [string, unknown])[]): string {
+  const width = Math.max(...rows.map(([label]) => label.length)) + 2;
+  return rows.map(([label, figure]) => `${label.padEnd(width)}${String(figure)}`).join('\n');
+}
+
+/** What `--help` shows last. */
+export function examples(...commands: readonly string[]): string {
+  return `\nExamples:\n${commands.map((command) => `  ${command}`).join('\n')}`;
 }
 
 type Cell = string | number;
@@ -33,8 +42,14 @@ function printable(cell: Cell): string {
   return typeof cell === 'number' ? cell.toLocaleString('en') : cell.replace(/\p{C}/gu, '?');
 }
 
-/** Tells a terminal how far it is with what takes a while; the line goes when all is done. */
-export function howFar(done: number, of: number): void {
-  if (!process.stderr.isTTY) return;
-  process.stderr.write(`\r\u001b[2K${done < of ? `${done.toLocaleString('en')} of ${of.toLocaleString('en')}` : ''}`);
+const COLOURS = { red: 31, green: 32, yellow: 33 } as const;
+type Colour = keyof typeof COLOURS;
+
+/** Colours the words that lines begin with, on a terminal that shows colours and where `NO_COLOR` is not set. */
+export function coloured(text: string, words: Readonly<Record<string, Colour>>, out = process.stdout): string {
+  if (!out.isTTY || !out.hasColors()) return text;
+  return text.replace(/^[\w-]+/gm, (word) => {
+    const colour = Object.hasOwn(words, word) ? words[word] : undefined;
+    return colour ? `\u001b[${COLOURS[colour]}m${word}\u001b[39m` : word;
+  });
 }

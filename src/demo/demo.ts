@@ -7,10 +7,10 @@ import { migrate } from '../db/migrate.js';
 import { Closer } from '../lifecycle.js';
 import { type LocalStack, startLocalStack } from '../local/stack.js';
 import { createLogger } from '../logger.js';
+import { Progress } from '../progress.js';
 import { forgetNamespace } from './cleanup.js';
 import { ApiClient } from './client.js';
 import { type PassResult, runPass } from './pass.js';
-import { Progress } from './progress.js';
 import { startDemoSite } from './site.js';
 import { tableOf } from './table.js';
 

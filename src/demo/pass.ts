@@ -1,6 +1,7 @@
 /** One pass of the demo: enqueue every URL for every tenant, wait, and count what happened. */
+
+import type { Progress } from '../progress.js';
 import type { ApiClient, JobAnswer } from './client.js';
-import type { Progress } from './progress.js';
 
 export interface PassResult {
   readonly jobs: number;
