@@ -13,6 +13,8 @@ export interface RedisFacts {
   readonly usedMemory: number;
   /** Whether every write goes to an append-only file. */
   readonly appendOnly: boolean;
+  /** Bytes that it has taken, and not given to the operating system for that file yet. */
+  readonly unwrittenBytes: number;
 }
 
 /** The lines of `INFO` as fields. */
@@ -35,10 +37,6 @@ export function factsOf(text: string): RedisFacts {
     limited: number('maxmemory') > 0,
     usedMemory: number('used_memory'),
     appendOnly: info.aof_enabled === '1',
+    unwrittenBytes: number('aof_buffer_length'),
   };
-}
-
-/** Bytes that are taken and not yet given to the operating system, for the append-only file; of `INFO persistence`. */
-export function unwrittenBytes(text: string): number {
-  return Number(parseInfo(text).aof_buffer_length ?? Number.NaN);
 }

@@ -17,6 +17,7 @@ import {
   faceDetections,
   faceEmbeddings,
 } from '../src/kinds/faces.js';
+import { sha256 } from '../src/kinds/identity.js';
 import type { Kind } from '../src/kinds/kind.js';
 import type { EmbeddingStage } from '../src/metrics.js';
 import type { EmbeddingPayload } from '../src/queues/embedding.js';
@@ -89,8 +90,14 @@ async function knownContent({ records, job }: Step): Promise<CrawlContent> {
 
 async function load(step: Step, content: CrawlContent): Promise<Pixels> {
   return timed(step, 'load', async () => {
-    const bytes = await step.objects.get(content.rawKey);
+    const bytes = await step.objects.get(content.rawKey).catch((cause: unknown) => {
+      throw new RetryableError('storage', 'the object store did not give the image', { cause });
+    });
     if (!bytes) throw new RetryableError('storage', 'the object of a recorded image is missing');
+    // Damage done to our copy says nothing about the image, which was decoded once: it is no lasting refusal of it.
+    if (sha256(bytes) !== step.job.contentHash) {
+      throw new RetryableError('storage', 'the object of a recorded image is damaged');
+    }
     return decodePixels(bytes, { maxPixels: step.maxPixels, maxSide: FACE_SIDE });
   });
 }

@@ -2,8 +2,15 @@
  * Gathers what is asked for in one turn of the event loop into one operation, and what comes while as many operations
  * are under way as may be, into the next. Whoever comes alone waits for nobody.
  */
+import { performance } from 'node:perf_hooks';
+
+/** Who has waited as long behind an operation that then failed has waited long enough. */
+const LONG_MS = 1_000;
+
 interface Call<Item, Result> {
   readonly items: readonly Item[];
+  /** When it came, by `performance.now()`. */
+  readonly at: number;
   readonly resolve: (results: Result[]) => void;
   readonly reject: (error: unknown) => void;
 }
@@ -17,6 +24,8 @@ export interface BatchOptions {
   readonly shareFrom?: number;
   /** Whether an error may be one call's fault alone, so that the others of its batch are worth a try without it. */
   readonly mayBeOnes?: (error: unknown) => boolean;
+  /** Whether an error would be that of the calls too that wait behind: who has waited long gets it now, and not later. */
+  readonly isEverybodys?: (error: unknown) => boolean;
 }
 
 export class Batcher<Item, Result> {
@@ -32,7 +41,7 @@ export class Batcher<Item, Result> {
 
   add(items: readonly Item[]): Promise<Result[]> {
     return new Promise((resolve, reject) => {
-      this.#waiting.push({ items, resolve, reject });
+      this.#waiting.push({ items, at: performance.now(), resolve, reject });
       if (this.#scheduled || this.#running >= this.options.inFlight) return;
       this.#scheduled = true;
       // Behind all promises that are settled in this turn: what they go on to ask for comes along.
@@ -91,7 +100,16 @@ export class Batcher<Item, Result> {
         for (const call of calls) await this.#settle([call]);
       } else {
         for (const { reject } of calls) reject(error);
+        if (this.options.isEverybodys?.(error)) this.#giveUp(error);
       }
     }
+  }
+
+  /** A table that is locked would cost those who wait a second deadline. */
+  #giveUp(error: unknown): void {
+    const since = performance.now() - LONG_MS;
+    const late = this.#waiting.filter(({ at }) => at <= since);
+    this.#waiting = this.#waiting.filter(({ at }) => at > since);
+    for (const { reject } of late) reject(error);
   }
 }

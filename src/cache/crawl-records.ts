@@ -32,6 +32,8 @@ export interface ImageFacts {
   readonly contentHash: string;
   /** The newest version that the URL served. */
   readonly record: CrawlUrl | null;
+  /** PostgreSQL could not say what the URL served: nor would it take a record of it now. */
+  readonly isInDoubt: boolean;
   /** The image behind the content hash. */
   readonly content: CrawlContent | null;
 }
@@ -97,6 +99,7 @@ export class CrawlRecords {
       url,
       contentHash,
       record: valueAt(2 * i) as CrawlUrl | null,
+      isInDoubt: answers[2 * i]?.state === 'unknown',
       content: valueAt(2 * i + 1) as CrawlContent | null,
     }));
   }

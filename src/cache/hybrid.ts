@@ -34,13 +34,15 @@ export interface Tiers {
   readonly postgres: { readonly tier: PostgresTier; readonly guard: Guard };
 }
 
-const BATCH = { inFlight: 4, most: 1_000 };
+const isOutage = (error: unknown) => error instanceof TierUnavailableError;
+const BATCH = { inFlight: 4, most: 1_000, isEverybodys: isOutage };
 /** One statement at PostgreSQL while another's entries are packed here and go to Redis. */
 const WRITE_BATCH = {
   inFlight: 2,
   most: 256,
   shareFrom: 32,
-  mayBeOnes: (error: unknown) => !(error instanceof TierUnavailableError),
+  mayBeOnes: (error: unknown) => !isOutage(error),
+  isEverybodys: isOutage,
 };
 
 export class HybridCache {

@@ -10,7 +10,7 @@ import type { Events } from '../events.js';
 import { KINDS } from '../kinds/index.js';
 import { Periodic, within } from '../lifecycle.js';
 import type { Logger } from '../logger.js';
-import { factsOf, type RedisFacts, unwrittenBytes } from '../redis-info.js';
+import { factsOf, type RedisFacts } from '../redis-info.js';
 import type { Guard } from './guard.js';
 import type { PostgresTier } from './postgres-tier.js';
 import { RedisConnection } from './redis-connection.js';
@@ -71,7 +71,7 @@ export class Journal {
   /** @returns whether the entries are kept, so that PostgreSQL will get them. */
   async keep(entries: readonly Stamped[]): Promise<boolean> {
     const kept = this.#connection.use(async (redis, { facts }) => {
-      if (facts.policy !== 'noeviction' || !facts.appendOnly) return false;
+      if (!keeps(facts)) return false;
       const transaction = redis.multi();
       for (const one of entries) transaction.xadd(this.#key, '*', ...fieldsOf(one));
       const answers = (await transaction.exec()) ?? [];
@@ -84,10 +84,15 @@ export class Journal {
     );
   }
 
-  /** Taken is not written: while an fsync is slow, Redis holds back what it appends, and its end would lose it. */
+  /**
+   * Taken is not written: while an fsync is slow, Redis holds back what it appends, and its end would lose it. Nor is it
+   * kept where the server was told to evict meanwhile.
+   */
   async #written(redis: Redis): Promise<boolean> {
     for (const end = performance.now() + DEADLINE_MS; performance.now() < end; await pause(WRITTEN_POLL_MS)) {
-      if (unwrittenBytes(await redis.info('persistence')) === 0) return true;
+      const facts = factsOf(await redis.info());
+      if (!keeps(facts)) return false;
+      if (facts.unwrittenBytes === 0) return true;
     }
     return false;
   }
@@ -155,6 +160,10 @@ export class Journal {
     await this.#connection.use((redis) => redis.xadd(refused, 'MAXLEN', '~', MOST_REFUSED, '*', ...fields));
     this.events.replayRefused(id, refused, error);
   }
+}
+
+function keeps({ policy, appendOnly }: RedisFacts): boolean {
+  return policy === 'noeviction' && appendOnly;
 }
 
 function fieldsOf({ kind, tenantId, parts, generation, version, bytes }: Stamped): (string | Buffer)[] {

@@ -20,12 +20,14 @@ import type { Entry, Stamp } from './tier.js';
 /**
  * One insert per kind, all in one statement, which does nothing after `latest`, by the server's clock. Rows of `part, slot,
  * generation, version, overwrote`, and the cells of what stands where that may be something else than what was written.
+ *
+ * @param aheadMs what to add to our clock for the server's
  */
-export function insertion(groups: readonly Group<Entry>[], latest: number): Statement {
+export function insertion(groups: readonly Group<Entry>[], latest: number, aheadMs = 0): Statement {
   const only = onlyItem(groups);
   if (only && !mayStandOtherwise(only.kind)) return insertionOfOne(only, latest);
   const values: unknown[] = [latest];
-  const asked = groups.map((group) => rowsOf(group, values));
+  const asked = groups.map((group) => rowsOf(group, values, aheadMs));
   const name = `write ${names(groups)}`;
   return { name, text: once(name, () => insertionText(groups, asked)), values };
 }
@@ -110,7 +112,7 @@ function mayStandOtherwise({ onConflict, versions }: AnyKind): boolean {
   return onConflict === 'keep' || versions !== undefined;
 }
 
-function rowsOf({ kind, items }: Group<Entry>, values: unknown[]): Arrays {
+function rowsOf({ kind, items }: Group<Entry>, values: unknown[], aheadMs = 0): Arrays {
   const asked = new Arrays(values);
   asked.add(
     'tenant_id',
@@ -128,7 +130,7 @@ function rowsOf({ kind, items }: Group<Entry>, values: unknown[]): Arrays {
     asked.add(
       'came_to_be',
       'float8',
-      column(items, (item) => at(item.value)),
+      column(items, (item) => at(item.value) + aheadMs),
     );
   }
   const rows = column(items, (item) => kind.toRow(item.value, item.bytes));

@@ -1,12 +1,13 @@
 /** The hot tier: entries under `<prefix>:<kind>:<tenant>:<key…>`, each in its envelope and with a lifetime. */
 import type { Redis } from 'ioredis';
 import type { Config } from '../config.js';
+import { Periodic } from '../lifecycle.js';
 import type { Logger } from '../logger.js';
 import { KIND_NAMES } from '../metrics.js';
 import { factsOf, type RedisFacts } from '../redis-info.js';
 import { evaluate, isReply } from '../redis-script.js';
 import { head, open, seal, stampOf, TOMBSTONE, UNJOURNALED } from './envelope.js';
-import { MemoryBudget } from './memory-budget.js';
+import { fewest, MemoryBudget, sizesOf } from './memory-budget.js';
 import { RedisConnection, type RedisServer } from './redis-connection.js';
 import { DROP, FORGET, NEXT_VERSIONS, RAISE, WRITE } from './redis-scripts.js';
 import {
@@ -25,6 +26,10 @@ import {
 const TTL_JITTER = 0.1;
 /** How long nothing older may take the place of an entry that was dropped: longer than any backfill is under way. */
 const TOMBSTONE_MS = 10_000;
+/** How often a process that writes looks whether the queue beside the cache needs memory back. */
+const YIELD_EVERY_MS = 500;
+/** Pages that are looked through for entries to drop, in one round. */
+const YIELD_PAGES = 20;
 /** Tenants to remember as told, before starting over. */
 const MOST_TOLD = 100_000;
 
@@ -60,6 +65,9 @@ export class RedisTier implements Tier {
   readonly #budget: MemoryBudget;
   readonly #ttl: Config['ttl'];
   readonly #prefix: string;
+  readonly #yielding: Periodic;
+  /** Where the search for entries to drop goes on. */
+  #cursor = '0';
   /** The run of the server that was last written to, and the tenants whose generation it was told, with what and when. */
   #met: { server: RedisServer; told: Map<string, { generation: number; at: number }> } | undefined;
 
@@ -68,6 +76,7 @@ export class RedisTier implements Tier {
     this.#budget = new MemoryBudget(() => this.facts());
     this.#ttl = options.ttl;
     this.#prefix = options.prefix ?? 'hc';
+    this.#yielding = new Periodic(YIELD_EVERY_MS, (stopped) => this.#yield(stopped));
   }
 
   /** One round trip, whatever the kinds and tenants. */
@@ -198,6 +207,7 @@ export class RedisTier implements Tier {
 
   async close(): Promise<void> {
     this.#connection.close();
+    await this.#yielding.stop();
   }
 
   keyOf(id: string): string {
@@ -245,7 +255,24 @@ export class RedisTier implements Tier {
     if (this.#met?.server === server) return this.#met;
     this.#budget.learn(server.facts);
     this.#met = { server, told: new Map() };
+    this.#yielding.start();
     return this.#met;
+  }
+
+  /** Without a server nothing is done; `Periodic` goes on. */
+  async #yield(stopped: AbortSignal): Promise<void> {
+    this.#budget.learn(factsOf(await this.#connection.use((redis) => redis.info('memory'))));
+    let { excess } = this.#budget;
+    for (let page = 0; excess > 0 && page < YIELD_PAGES && !stopped.aborted; page++) {
+      const { cursor, ids } = await this.scan(ALL_TENANTS, this.#cursor);
+      this.#cursor = cursor;
+      const entries = ids.filter((id) => !id.startsWith(`${GENERATION}:`));
+      const keys = entries.map((id) => this.keyOf(id));
+      const sizes = await this.#connection.use((redis, { run }) => sizesOf(redis, run, keys));
+      const { dropped, bytes } = fewest(entries, sizes, excess);
+      await this.drop(dropped);
+      excess -= bytes;
+    }
   }
 
   /** Milliseconds: twice as long as any entry lives. */

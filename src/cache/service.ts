@@ -229,7 +229,8 @@ export class HybridCacheService {
 
   async #skip(tenant: string, asked: readonly Asked[]): Promise<SkipAnswer[]> {
     const facts = await this.#records.imageFacts(tenant, asked);
-    await unlessAway(this.#records.rememberUrls(tenant, facts.filter(isKnownByContent)));
+    const newUrls = facts.filter(isKnownByContent).filter(({ isInDoubt }) => !isInDoubt);
+    await unlessAway(this.#records.rememberUrls(tenant, newUrls));
     return facts.map(skipByFacts);
   }
 

@@ -294,6 +294,17 @@ test.each([
   },
 );
 
+test('the Redis of the queue is told to evict: from then on nothing is called durable', async () => {
+  await postgresDies(a);
+  expect(await write(a, 'kept')).toBe(true);
+  await servers.redis((redis) => redis.config('SET', 'maxmemory-policy', 'allkeys-lru'));
+  try {
+    expect(await write(a, 'may go')).toBe(false);
+  } finally {
+    await servers.redis((redis) => redis.config('SET', 'maxmemory-policy', 'noeviction'));
+  }
+});
+
 test('the journal cannot be reached: nothing is called durable while PostgreSQL is away', async () => {
   const link = await servers.link('redis');
   const cache = servers.open({ QUEUE_REDIS_URL: link.url });

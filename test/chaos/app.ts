@@ -3,8 +3,9 @@
  * Everything else is the service's own.
  */
 import { createHash } from 'node:crypto';
+import { setTimeout as pause } from 'node:timers/promises';
 import { type App, connect, type Overrides } from '../../src/app.js';
-import type { Config } from '../../src/config.js';
+import { type Config, type Env, readEnv } from '../../src/config.js';
 import type { FaceEngine, Pixels } from '../../src/faces/engine.js';
 import type { FaceDetection, FaceEmbedding } from '../../src/kinds/faces.js';
 import { POISON } from './origin.js';
@@ -25,9 +26,23 @@ export type Step = (typeof STEPS)[number];
 /** The variable that names the step at which a process dies, the first time it comes to it. */
 export const DIE_AT = 'CHAOS_DIE_AT';
 
-/** None, one or two faces; they follow from the pixels. */
+/** The variable that names another version of the embedder. */
+export const EMBEDDER_VERSION = 'CHAOS_EMBEDDER_VERSION';
+/** The variable that says how many milliseconds an embedding takes, whatever its signal says. */
+export const ENGINE_MS = 'CHAOS_ENGINE_MS';
+/** The variable that asks for the service's own engine, if it is set. */
+export const BUILT_IN_ENGINE = 'CHAOS_BUILT_IN_ENGINE';
+
+/** None, one or two faces; they follow from the pixels, and their vectors from the version too. */
 export class ContentEngine implements FaceEngine {
-  readonly models = { detection: 'chaos-detector@1', embedding: 'chaos-embedder@1' };
+  readonly models: FaceEngine['models'];
+
+  constructor(
+    private readonly version = '1',
+    private readonly answersAfterMs = 0,
+  ) {
+    this.models = { detection: 'chaos-detector@1', embedding: `chaos-embedder@${version}` };
+  }
 
   async detect(image: Pixels): Promise<FaceDetection[]> {
     const digest = digestOf(image);
@@ -38,7 +53,8 @@ export class ContentEngine implements FaceEngine {
   }
 
   async embed(image: Pixels, faces: readonly FaceDetection[]): Promise<FaceEmbedding[]> {
-    const digest = digestOf(image);
+    if (this.answersAfterMs > 0) await pause(this.answersAfterMs);
+    const digest = digestOf(image, this.version);
     return faces.map((face, i) => ({ ...face, embedding: [...digest.subarray(i, i + 16)].map((byte) => byte / 256) }));
   }
 
@@ -46,15 +62,20 @@ export class ContentEngine implements FaceEngine {
   async [Symbol.asyncDispose](): Promise<void> {}
 }
 
-function digestOf({ data }: Pixels): Buffer {
-  return createHash('sha256').update(data).digest();
+function digestOf({ data }: Pixels, version = '1'): Buffer {
+  return createHash('sha256').update(data).update(version).digest();
+}
+
+function engineOf(env: Env): Overrides {
+  if (env[BUILT_IN_ENGINE]) return {};
+  return { engine: new ContentEngine(env[EMBEDDER_VERSION] || '1', Number(env[ENGINE_MS] || 0)) };
 }
 
 /** For jobs that run alone as for all others. */
 const ALONE_IN = new URL('./alone-child.js', import.meta.url);
 
 export function openChaosApp(config: Config, overrides: Overrides = {}, step?: Step): App {
-  const app = connect(config, { engine: new ContentEngine(), aloneIn: ALONE_IN, ...overrides });
+  const app = connect(config, { ...engineOf(readEnv()), aloneIn: ALONE_IN, ...overrides });
   return { ...app, objects: deadlyObjects(app.objects, step), ...(step ? dyingAt(step, app) : {}) };
 }
 

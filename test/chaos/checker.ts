@@ -22,6 +22,10 @@ import type { Accepted, Lab } from './lab.js';
 export interface Expected {
   /** Accepted jobs that may be gone, because their store lost what it had not kept; the others must be there. */
   readonly lost?: (job: Accepted) => boolean;
+  /** Jobs whose URL must have a record, also where the job itself is gone. */
+  readonly recorded?: (job: Accepted) => boolean;
+  /** Jobs that ended before their tenant was invalidated: the records that they speak of held then, and need not now. */
+  readonly outdated?: (job: Accepted) => boolean;
   /** Jobs that must have failed, and why. */
   readonly failed?: (job: Accepted) => string | null;
   /** Requests that the origin may have seen of one URL, for each tenant that wanted it; default: any number. */
@@ -72,10 +76,12 @@ export async function judge(lab: Lab, expected: Expected): Promise<Judgement> {
   );
   const urls = await lab.servers.sql<UrlRow>(`select tenant_id as tenant, url, content_hash as hash from crawl_cache`);
   const lost = everyJobEnded(ends, expected, broken);
+  resultsAreKept(ends, urls, expected, broken);
   recordsAreOne(contents, urls, broken);
   await objectsAreTheirs(lab, contents, broken);
   await facesAreTheirs(lab, contents, broken);
-  skipsAreFounded(ends, contents, urls, broken);
+  const current = ends.filter(({ job }) => !expected.outdated?.(job));
+  skipsAreFounded(current, contents, urls, broken);
   await tiersAgree(lab, broken);
   await tenantsAreApart(lab, ends, urls, broken);
   originWasSpared(lab, ends, expected, broken);
@@ -98,9 +104,9 @@ export async function judge(lab: Lab, expected: Expected): Promise<Judgement> {
   };
 }
 
-/** One for each job: a twin was given the id of the job that it found. */
+/** One for each job, as it was first accepted: a twin was given the id of the job that it found. */
 async function endsOf(lab: Lab): Promise<End[]> {
-  const jobs = [...new Map(lab.accepted.map((job) => [job.id, job])).values()];
+  const jobs = [...new Map([...lab.accepted].reverse().map((job) => [job.id, job])).values()];
   const queue = lab.app.queues.get('crawl');
   const ends: End[] = [];
   for (let from = 0; from < jobs.length; from += AT_ONCE) {
@@ -138,6 +144,20 @@ function everyJobEnded(ends: readonly End[], expected: Expected, broken: (what: 
     }
   }
   return lost;
+}
+
+function resultsAreKept(
+  ends: readonly End[],
+  urls: readonly UrlRow[],
+  { recorded }: Expected,
+  broken: (what: string) => void,
+): void {
+  const known = new Set(urls.map(({ tenant, url }) => `${tenant} ${url}`));
+  for (const { job } of ends) {
+    if (recorded?.(job) && !known.has(`${job.tenantId} ${canonicalUrl(job.url)}`)) {
+      broken(`I1 job ${job.id} had ended, and ${job.tenantId} has no record of ${job.url}`);
+    }
+  }
 }
 
 function recordsAreOne(contents: readonly ContentRow[], urls: readonly UrlRow[], broken: (what: string) => void): void {

@@ -7,6 +7,7 @@ import { once } from 'node:events';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { createInterface } from 'node:readline';
 import { setTimeout as pause } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import type { QueueEvents } from 'bullmq';
@@ -49,12 +50,15 @@ export interface WorkerOptions {
   readonly env?: Env;
   /** Command and arguments that the process is started with, such as `faketime`. */
   readonly execArgv?: readonly string[];
+  /** Gets each line that it logs; `LOG_LEVEL` of `env` says which there are. */
+  readonly onLine?: (line: string) => void;
 }
 
 const WORKER = fileURLToPath(new URL('./worker.js', import.meta.url));
 const START_MS = 60_000;
 const ACCEPT_MS = 180_000;
 const AT_ONCE = 200;
+const LATE = Symbol('late');
 
 export class Lab implements AsyncDisposable {
   /** Numbers that follow from the seed. */
@@ -68,6 +72,8 @@ export class Lab implements AsyncDisposable {
   readonly workers = new Set<WorkerProcess>();
   /** When each crawl job was begun, as the queue tells. */
   readonly starts = new Map<string, number[]>();
+  /** When each crawl job had ended, as the queue told; not those that ended while it could not tell. */
+  readonly ended = new Map<string, number>();
   readonly stalled = new Set<string>();
 
   private constructor(
@@ -85,6 +91,8 @@ export class Lab implements AsyncDisposable {
     events.on('active', ({ jobId }) => {
       this.starts.set(jobId, [...(this.starts.get(jobId) ?? []), Date.now()]);
     });
+    const end = ({ jobId }: { jobId: string }) => void this.ended.set(jobId, Date.now());
+    events.on('completed', end).on('failed', end);
     events.on('stalled', ({ jobId }) => void this.stalled.add(jobId));
   }
 
@@ -153,7 +161,7 @@ export class Lab implements AsyncDisposable {
   }
 
   /** As `worker`, for a process that may die before it says anything. */
-  spawn({ dieAt, queues, env = {}, execArgv = [] }: WorkerOptions = {}): WorkerProcess {
+  spawn({ dieAt, queues, env = {}, execArgv = [], onLine }: WorkerOptions = {}): WorkerProcess {
     const child = fork(WORKER, {
       env: {
         PATH: process.env.PATH,
@@ -163,7 +171,9 @@ export class Lab implements AsyncDisposable {
         ...(queues ? { CHAOS_QUEUES: queues.join() } : {}),
       },
       execArgv: [...execArgv],
+      stdio: ['ignore', onLine ? 'pipe' : 'inherit', 'inherit', 'ipc'],
     });
+    if (onLine && child.stdout) createInterface(child.stdout).on('line', onLine);
     const worker = new WorkerProcess(child);
     this.workers.add(worker);
     worker.ended.then(() => this.workers.delete(worker));
@@ -228,22 +238,25 @@ export class Lab implements AsyncDisposable {
 }
 
 export class WorkerProcess {
-  /** Resolves when it takes jobs; rejects when it ends before that. */
-  readonly working: Promise<void>;
+  /** Resolves when it takes jobs, with where it serves its health; rejects when it ends before that. */
+  readonly working: Promise<string>;
   /** Exit code, or the signal that ended it. */
   readonly ended: Promise<number | string>;
 
   constructor(private readonly child: ChildProcess) {
     this.ended = once(child, 'exit').then(([code, signal]) => code ?? signal);
-    const said = new Promise<void>((resolve) => {
+    const said = new Promise<string>((resolve) => {
       child.on('message', (message: FromWorker) => {
-        if (message.say === 'working') resolve();
+        if (message.say === 'working') resolve(message.address);
       });
     });
     const died = this.ended.then((end) => {
       throw new Error(`a worker process ended (${end}) before it worked`);
     });
-    this.working = within(START_MS, Promise.race([said, died]), undefined);
+    this.working = within(START_MS, Promise.race([said, died]), LATE).then((address) => {
+      if (address === LATE) throw new Error(`a worker process did not work within ${START_MS} ms`);
+      return address;
+    });
     this.working.catch(() => undefined); // heard by whoever waits
   }
 

@@ -11,10 +11,28 @@ import { performance } from 'node:perf_hooks';
 import { parseArgs } from 'node:util';
 import { reasonOf } from '../../src/errors.js';
 import { type Experiment, type Figures, type Trial, ViolationError } from './experiment.js';
+import { BOTH_EXPERIMENTS } from './experiments/both.js';
+import { CORRUPTION_EXPERIMENTS } from './experiments/corruption.js';
+import { CROWD_EXPERIMENTS } from './experiments/crowd.js';
+import { FACE_EXPERIMENTS } from './experiments/faces.js';
+import { INVALIDATION_EXPERIMENTS } from './experiments/invalidation.js';
 import { KILL_EXPERIMENTS } from './experiments/kills.js';
+import { MEMORY_EXPERIMENTS } from './experiments/memory.js';
+import { POSTGRES_EXPERIMENTS } from './experiments/postgres.js';
+import { REDIS_EXPERIMENTS } from './experiments/redis.js';
 import type { Backend } from './lab.js';
 
-const EXPERIMENTS: readonly Experiment[] = [...KILL_EXPERIMENTS];
+const EXPERIMENTS: readonly Experiment[] = [
+  ...KILL_EXPERIMENTS,
+  ...REDIS_EXPERIMENTS,
+  ...BOTH_EXPERIMENTS,
+  ...MEMORY_EXPERIMENTS,
+  ...CROWD_EXPERIMENTS,
+  ...POSTGRES_EXPERIMENTS,
+  ...INVALIDATION_EXPERIMENTS,
+  ...FACE_EXPERIMENTS,
+  ...CORRUPTION_EXPERIMENTS,
+];
 
 /** Runs mostly wait; at full size they measure, and are alone. */
 const LANES = 3;

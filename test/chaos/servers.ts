@@ -8,6 +8,7 @@ import { Redis } from 'ioredis';
 import { Client } from 'pg';
 import { migrate } from '../../src/db/migrate.js';
 import { type LocalStack, startLocalStack } from '../../src/local/stack.js';
+import { until } from '../support/until.js';
 
 export type ServerName = 'redis' | 'postgres';
 
@@ -90,7 +91,12 @@ export class Servers implements AsyncDisposable {
     }
   }
 
-  async sql<Row>(text: string, values: unknown[] = []): Promise<Row[]> {
+  /** Waits where the service has taken all connections, or the server is not quite there yet. */
+  sql<Row>(text: string, values: unknown[] = []): Promise<Row[]> {
+    return until('PostgreSQL to answer', () => this.#query<Row>(text, values));
+  }
+
+  async #query<Row>(text: string, values: unknown[]): Promise<Row[]> {
     const client = new Client({ connectionString: this.stack.env.DATABASE_URL });
     client.on('error', () => undefined);
     try {

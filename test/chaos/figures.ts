@@ -1,0 +1,19 @@
+/** What processes count, read off the text of their metrics. */
+import type { Lab } from './lab.js';
+
+/** The text of every living worker's metrics. */
+export async function metricsOf({ workers }: Lab): Promise<string[]> {
+  const alive = [...workers].filter(({ isAlive }) => isAlive);
+  return Promise.all(alive.map(async (worker) => (await worker.figures()).metrics));
+}
+
+/**
+ * The sum of all series of this name that have these labels, over all texts.
+ *
+ * @param labels as `tier="postgres"`
+ */
+export function counted(texts: readonly string[], name: string, ...labels: readonly string[]): number {
+  const lines = texts.flatMap((text) => text.split('\n')).filter((line) => /^\w+/.exec(line)?.[0] === name);
+  const meant = lines.filter((line) => labels.every((label) => line.includes(label)));
+  return meant.reduce((sum, line) => sum + Number(line.slice(line.lastIndexOf(' ') + 1)), 0);
+}

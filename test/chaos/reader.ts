@@ -1,0 +1,47 @@
+/**
+ * A process that reads perceptual hashes of tenants on and on, by the library, and can be told to invalidate one. It
+ * remembers when it was last given something of each tenant.
+ */
+import { setImmediate as nextTurn } from 'node:timers/promises';
+import { readEnv, toConfig } from '../../src/config.js';
+import { openChaosApp } from './app.js';
+
+export type ToReader =
+  | { readonly do: 'read'; readonly tenants: readonly string[]; readonly hashes: readonly string[] }
+  | { readonly do: 'invalidate'; readonly tenantId: string }
+  | { readonly do: 'tell' };
+
+export type FromReader =
+  | { readonly say: 'invalidated'; readonly tenantId: string; readonly count: number | string }
+  /** For each tenant, when it was given something the last time (milliseconds since the epoch), and reads in all. */
+  | { readonly say: 'seen'; readonly last: Readonly<Record<string, number>>; readonly reads: number };
+
+const app = openChaosApp(toConfig(readEnv()));
+const last: Record<string, number> = {};
+let reads = 0;
+
+process.on('message', async (message: ToReader) => {
+  if (message.do === 'read') return void readOn(message.tenants, message.hashes);
+  if (message.do === 'tell') return tell({ say: 'seen', last, reads });
+  const { tenantId } = message;
+  const count = await app.cache.invalidateTenantCache(tenantId).catch(String);
+  tell({ say: 'invalidated', tenantId, count });
+});
+// A run that is gone wants no readers.
+process.on('disconnect', () => process.exit(1));
+
+async function readOn(tenants: readonly string[], hashes: readonly string[]): Promise<never> {
+  for (;;) {
+    for (const tenantId of tenants) {
+      const some = Array.from({ length: 10 }, () => hashes[Math.floor(Math.random() * hashes.length)] as string);
+      const found = await app.cache.getCachedPerceptualHashBatch(some, tenantId);
+      if (found.some((phash) => phash !== null)) last[tenantId] = Date.now();
+      reads += 1;
+      await nextTurn();
+    }
+  }
+}
+
+function tell(message: FromReader): void {
+  process.send?.(message, () => undefined);
+}
