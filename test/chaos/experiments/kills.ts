@@ -5,7 +5,7 @@ import { BOTH, type Experiment, hold, inLab, must, mustBeWithin, percentile, typ
 import type { Lab } from '../lab.js';
 
 /** Of `count` URLs 30 % are asked for twice, and 20 % of the rest serve what another serves. In an order of chance. */
-export function mixOfUrls({ origin, random }: Lab, count: number): string[] {
+function mixOfUrls({ origin, random }: Lab, count: number): string[] {
   const distinct = Math.ceil(count * 0.7);
   const contents = Math.ceil(distinct * 0.8);
   const urls = Array.from({ length: distinct }, (_, i) =>
