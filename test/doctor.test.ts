@@ -307,7 +307,7 @@ describe('PostgreSQL', () => {
     await onDatabase(
       world.databaseUrl,
       'drop index crawl_cache_content_idx',
-      'drop index queue_state.host_waiting_job_idx',
+      'drop index queue_state.host_waiting_line_idx',
       "update pg_index set indisvalid = false where indexrelid = 'redis_repairs_written_at_idx'::regclass",
     );
     const [finding] = (await found([postgresCheck(world.config())])).slice(-1);
@@ -315,7 +315,7 @@ describe('PostgreSQL', () => {
       check: 'database',
       verdict: 'problem',
       says: expect.stringMatching(
-        /^crawl_cache_content_idx \(missing\), host_waiting_job_idx \(missing\), redis_repairs_written_at_idx \(invalid\): /,
+        /^crawl_cache_content_idx \(missing\), host_waiting_line_idx \(missing\), redis_repairs_written_at_idx \(invalid\): /,
       ),
     });
   });

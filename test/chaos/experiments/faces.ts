@@ -56,9 +56,10 @@ async function takenOver(
   lab: Lab,
   hashes: readonly string[],
 ): Promise<{ taken: number; answered: number }> {
+  const engineMs = trial.full ? 30_000 : 4_000;
   const late = await lab.worker({
     queues: ['embedding'],
-    env: { EMBEDDING_THREADS: String(hashes.length), [ENGINE_MS]: trial.full ? '30000' : '4000' },
+    env: { EMBEDDING_THREADS: String(hashes.length), [ENGINE_MS]: String(engineMs) },
   });
   const withFaces = await facesOf(lab, hashes);
   await until(
@@ -69,6 +70,7 @@ async function takenOver(
     },
     PATIENCE_MS,
   );
+  const answersAt = Date.now() + engineMs;
   // From the detection to the embedding is one write.
   await pause(trial.full ? 10_000 : 1_000);
   const before = await embeddedBy(late);
@@ -77,6 +79,8 @@ async function takenOver(
   const heir = await lab.worker({ queues: ['embedding'] });
   await lab.settled(PATIENCE_MS);
   const stalled = await stalledJobs(lab, hashes);
+  // Its answers are all there when it wakes up: before it can hear that it has lost its jobs.
+  await pause(Math.max(0, answersAt + 1_000 - Date.now()));
   late.signal('SIGCONT');
   const inherited = hashes.length - before;
   must(stalled >= withFaces && inherited >= withFaces, `${stalled} jobs were taken over, and not ${withFaces}`);
