@@ -2,41 +2,24 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
-import { cp, mkdtemp, rm } from 'node:fs/promises';
 import { type AddressInfo, connect, createServer, type Server, type Socket } from 'node:net';
-import { tmpdir } from 'node:os';
-import { join, resolve } from 'node:path';
-import { Redis } from 'ioredis';
-import { Client } from 'pg';
+import { resolve } from 'node:path';
 import { toConfig } from '../../src/config.js';
-import { migrate } from '../../src/db/migrate.js';
-import { type LocalStack, startLocalStack } from '../../src/local/stack.js';
+import { OwnServers, type ServerName, startServers } from '../support/own-servers.js';
 import { until } from '../support/until.js';
 import { type OpenCache, openCache } from './support.js';
 
-export type ServerName = 'redis' | 'postgres';
+export type { ServerName } from '../support/own-servers.js';
 
 /** A stack of its own, and the caches that were opened over it. */
-export class Servers implements AsyncDisposable {
+export class Servers extends OwnServers {
   /** First part of every key in Redis. */
   readonly prefix = `t${randomBytes(5).toString('hex')}`;
   readonly #opened = new Set<OpenCache>();
   readonly #links = new Set<Link>();
-  readonly #dead = new Set<ServerName>();
-  readonly #frozen = new Set<ServerName>();
-
-  private constructor(
-    readonly stack: LocalStack,
-    private readonly copies: string,
-  ) {}
 
   static async start(): Promise<Servers> {
-    const local = resolve('.local');
-    const folder = `${local}/test-${randomBytes(4).toString('hex')}`;
-    const stack = await startLocalStack({ folder, ephemeral: true, cacheFolder: local });
-    if (stack.redis.source === 'none') throw new Error(`The tests need a Redis server. ${stack.redis.detail}`);
-    await migrate({ connectionString: stack.env.DATABASE_URL }, { queueOnPostgres: false });
-    return new Servers(stack, await mkdtemp(join(tmpdir(), 'hc-copies-')));
+    return new Servers(await startServers('test', false));
   }
 
   /** What another process would have: a connection, a memory and a breaker of its own. */
@@ -63,79 +46,12 @@ export class Servers implements AsyncDisposable {
     return link;
   }
 
-  async kill(server: ServerName): Promise<void> {
-    await this.stack.kill(server, 'SIGKILL');
-    this.#frozen.delete(server);
-    this.#dead.add(server);
-  }
-
-  async freeze(server: ServerName): Promise<void> {
-    await this.stack.kill(server, 'SIGSTOP');
-    this.#frozen.add(server);
-  }
-
-  async thaw(server: ServerName): Promise<void> {
-    this.#frozen.delete(server);
-    await this.stack.kill(server, 'SIGCONT');
-  }
-
-  async restart(server: ServerName): Promise<void> {
-    await this.stack.restart(server);
-    this.#frozen.delete(server);
-    this.#dead.delete(server);
-  }
-
-  /** Whatever a test has left: frozen servers go on, dead ones start again; its caches are closed. */
-  async heal(): Promise<void> {
-    for (const server of [...this.#frozen]) await this.thaw(server);
-    for (const server of [...this.#dead]) await this.restart(server);
+  /** Whatever a test has left: its links go, and its caches are closed. */
+  override async heal(): Promise<void> {
+    await super.heal();
     for (const link of this.#links) await link[Symbol.asyncDispose]();
     this.#links.clear();
     for (const cache of [...this.#opened]) await this.close(cache);
-  }
-
-  /** Keeps a copy of what Redis has on disk now; `putBack` sets its data back to that. */
-  async copyRedis(): Promise<() => Promise<void>> {
-    const folder = await this.redisFolder();
-    const copy = await mkdtemp(join(this.copies, 'redis-'));
-    await cp(folder, copy, { recursive: true });
-    return async () => {
-      await rm(folder, { recursive: true });
-      await cp(copy, folder, { recursive: true });
-    };
-  }
-
-  redisFolder(): Promise<string> {
-    return this.redis(async (redis) => ((await redis.config('GET', 'dir')) as string[])[1] as string);
-  }
-
-  /** Looks behind the product's back. */
-  async redis<T>(use: (redis: Redis) => Promise<T>): Promise<T> {
-    const redis = new Redis(this.stack.env.REDIS_URL, { maxRetriesPerRequest: 1, lazyConnect: true });
-    redis.on('error', () => undefined);
-    try {
-      await redis.connect();
-      return await use(redis);
-    } finally {
-      redis.disconnect();
-    }
-  }
-
-  async sql<Row>(text: string, values: unknown[] = []): Promise<Row[]> {
-    const client = new Client({ connectionString: this.stack.env.DATABASE_URL });
-    client.on('error', () => undefined);
-    try {
-      await client.connect();
-      return (await client.query(text, values)).rows as Row[];
-    } finally {
-      await client.end().catch(() => undefined);
-    }
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    await this.heal();
-    await this.stack.close();
-    await rm(this.copies, { recursive: true, force: true });
   }
 }
 
