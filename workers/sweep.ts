@@ -1,6 +1,7 @@
 /**
  * What crashes leave behind and time makes old, at start and every 5 minutes: enqueues embeddings that are missing,
- * forgets claims of long ago, removes drafts of objects, deletes what was invalidated; and once a day, where that is asked for, what is too old.
+ * forgets claims of long ago, removes drafts of objects, deletes what was invalidated; and once a day, where that is asked
+ * for, what is too old.
  */
 import type { App } from '../src/app.js';
 import { unembeddedSince } from '../src/cache/unembedded.js';

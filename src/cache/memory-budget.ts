@@ -22,7 +22,6 @@ const OVERHEAD_BYTES = 150;
 
 export class MemoryBudget {
   #left = 0;
-  #excess = 0;
   #askedAt = Number.NEGATIVE_INFINITY;
   #asking: Promise<void> | undefined;
 
@@ -44,23 +43,19 @@ export class MemoryBudget {
     this.#left = 0;
   }
 
-  learn({ policy, memoryLimit, usedMemory }: RedisFacts): void {
+  /** @returns bytes that the cache should give back */
+  learn({ policy, memoryLimit, usedMemory }: RedisFacts): number {
     this.#askedAt = performance.now();
     const free = policy === 'noeviction' ? SHARE * memoryLimit - usedMemory : Number.POSITIVE_INFINITY;
     this.#left = Math.max(0, free * HELPING);
     const isShort = policy === 'noeviction' && usedMemory > YIELD_FROM * memoryLimit;
-    this.#excess = isShort ? usedMemory - YIELD_TO * memoryLimit : 0;
-  }
-
-  /** Bytes that the cache should give back, of what the server used when it was last asked. */
-  get excess(): number {
-    return this.#excess;
+    return isShort ? usedMemory - YIELD_TO * memoryLimit : 0;
   }
 
   /** In the background. Where the server cannot be asked, the guard reports that. */
   #refresh(): void {
     this.#asking ??= this.ask()
-      .then((facts) => this.learn(facts))
+      .then((facts) => void this.learn(facts))
       .catch(() => undefined)
       .finally(() => {
         this.#asking = undefined;

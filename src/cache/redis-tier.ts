@@ -261,8 +261,7 @@ export class RedisTier implements Tier {
 
   /** Without a server nothing is done; `Periodic` goes on. */
   async #yield(stopped: AbortSignal): Promise<void> {
-    this.#budget.learn(factsOf(await this.#connection.use((redis) => redis.info('memory'))));
-    let { excess } = this.#budget;
+    let excess = this.#budget.learn(factsOf(await this.#connection.use((redis) => redis.info('memory'))));
     for (let page = 0; excess > 0 && page < YIELD_PAGES && !stopped.aborted; page++) {
       const { cursor, ids } = await this.scan(ALL_TENANTS, this.#cursor);
       this.#cursor = cursor;
