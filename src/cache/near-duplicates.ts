@@ -23,16 +23,19 @@ const MOST = 20;
 const BANDS = [0, 1, 2, 3];
 const FLIPS = [0, ...Array.from({ length: 16 }, (_, bit) => 1 << bit)];
 
+// OFFSET 0 keeps the probes apart: one descent of the key each, and no hash join, whatever the statistics say.
 const SEARCH = {
   name: 'near_duplicates',
   text: `select content_hash as "contentHash", lpad(to_hex(phash), 16, '0') as phash, distance
     from (
       select distinct found.content_hash, found.phash, bit_count((found.phash # $2::bigint)::bit(64))::int as distance
       from unnest($3::smallint[], $4::int[]) as probe(band, bits)
-      join perceptual_hash_bands as found
-        on found.tenant_id = $1 and found.generation = (
+      cross join lateral (
+        select content_hash, phash from perceptual_hash_bands
+        where tenant_id = $1 and band = probe.band and bits = probe.bits and generation = (
           select max(generation) from cache_generations where tenant_id in ($1, '*'))
-        and found.band = probe.band and found.bits = probe.bits
+        offset 0
+      ) as found
     ) as candidates
     where distance <= $5 and content_hash is distinct from $6
     order by distance, content_hash limit ${MOST}`,

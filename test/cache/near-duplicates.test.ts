@@ -245,7 +245,7 @@ test('the search walks the primary key of the bands, whatever its plan was made 
   const generations =
     "insert into cache_generations (tenant_id, generation) select 'tenant ' || n, n from generate_series(1, 2000) as n";
   await cache.connection.pool.query(generations);
-  await cache.connection.pool.query('analyze');
+  await cache.connection.pool.query('vacuum analyze perceptual_hash_bands, cache_generations');
   let asked: QueryConfig | undefined;
   const watched: Query = (statement) => {
     asked = statement;
