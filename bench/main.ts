@@ -10,6 +10,7 @@ import { crowdRows } from './crowd.js';
 import { hitRows, memoryRows } from './hits.js';
 import { imageRows } from './images.js';
 import { invalidationRows } from './invalidation.js';
+import { nearDuplicateRows } from './near-duplicates.js';
 import { outageRows } from './outage.js';
 import { permanentRows } from './permanent.js';
 import { createRawTables } from './raw.js';
@@ -28,7 +29,7 @@ await migrate(config.postgres, { queueOnPostgres: false });
 // Words after the command choose subjects: `npm run bench -- hits writes --json`.
 const chosen = process.argv.slice(2).filter((word) => !word.startsWith('--'));
 /** What takes many minutes runs only when it is chosen. */
-const ON_REQUEST = ['sizing'];
+const ON_REQUEST = ['near-duplicates', 'sizing'];
 const rows = await measured();
 process.stdout.write(process.argv.includes('--json') ? `${JSON.stringify(rows, null, 2)}\n` : tableOf(rows));
 
@@ -47,6 +48,7 @@ async function measured(): Promise<Row[]> {
     ['outage', () => outageRows(world, stack)],
     ['images', () => imageRows(config.embedding.threads)],
     ['crowd', () => crowdRows(world.app, stack.env, `${folder}/objects`)],
+    ['near-duplicates', () => nearDuplicateRows(world, stack.env)],
     ['sizing', () => sizingRows(stack, folder, sizesOf(process.argv))],
   ];
   const unknown = chosen.filter((word) => !subjects.some(([subject]) => subject === word));

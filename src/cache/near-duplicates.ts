@@ -23,20 +23,36 @@ const MOST = 20;
 const BANDS = [0, 1, 2, 3];
 const FLIPS = [0, ...Array.from({ length: 16 }, (_, bit) => 1 << bit)];
 
-// OFFSET 0 keeps the probes apart: one descent of the key each, and no hash join, whatever the statistics say.
+/**
+ * OFFSET 0 keeps the probes apart: one descent of the key each, and no hash join, whatever the statistics say. Where as
+ * many as are asked for have the very same hash, nobody is nearer: a picture that a tenant has a million times (a
+ * placeholder, a logo) costs one probe.
+ */
 const SEARCH = {
   name: 'near_duplicates',
-  text: `select content_hash as "contentHash", lpad(to_hex(phash), 16, '0') as phash, distance
-    from (
-      select distinct found.content_hash, found.phash, bit_count((found.phash # $2::bigint)::bit(64))::int as distance
+  text: `with live as (
+      select max(generation) as generation from cache_generations where tenant_id in ($1, '*')
+    ), equal as materialized (
+      select content_hash, phash from perceptual_hash_bands
+      where tenant_id = $1 and generation = (select generation from live)
+        and band = ($3::smallint[])[1] and bits = ($4::int[])[1] and phash = $2::bigint
+        and content_hash is distinct from $6
+      order by content_hash limit ${MOST}
+    ), candidates as (
+      select content_hash, phash, 0 as distance from equal
+      where (select count(*) from equal) = ${MOST}
+      union
+      select found.content_hash, found.phash, bit_count((found.phash # $2::bigint)::bit(64))::int
       from unnest($3::smallint[], $4::int[]) as probe(band, bits)
       cross join lateral (
         select content_hash, phash from perceptual_hash_bands
-        where tenant_id = $1 and band = probe.band and bits = probe.bits and generation = (
-          select max(generation) from cache_generations where tenant_id in ($1, '*'))
+        where tenant_id = $1 and generation = (select generation from live) and band = probe.band and bits = probe.bits
         offset 0
       ) as found
-    ) as candidates
+      where (select count(*) from equal) < ${MOST}
+    )
+    select content_hash as "contentHash", lpad(to_hex(phash), 16, '0') as phash, distance
+    from candidates
     where distance <= $5 and content_hash is distinct from $6
     order by distance, content_hash limit ${MOST}`,
 };

@@ -4,7 +4,8 @@
  *
  *     enter  asks for a permit; without a free one the job queues up at the host
  *     again  one more request under the same permit, a gap later
- *     leave  gives the permit back; with `coolMs`, nobody begins before that
+ *     leave  gives the permit back; with `coolMs`, nobody begins before that, and one at a time until somebody leaves
+ *            whom the host did not send away
  *     look   tells how the job stands
  *
  * Whoever steps gives free permits to those who wait, each with its own time to begin, and has their jobs woken then:

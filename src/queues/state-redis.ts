@@ -46,8 +46,9 @@ end
 for _, dead in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now)) do release(dead) end
 
 if step == 'leave' then
-  local start = tonumber(redis.call('HGET', KEYS[3], job) or 0)
+  local start = tonumber(redis.call('HGET', KEYS[3], job) or -1)
   if start > 0 then next = math.min(next, start) end
+  if start == 0 and cool == 0 and now > cooled then cooled = 0 end
   release(job)
   redis.call('ZREM', KEYS[4], job)
   if cool > 0 then
@@ -84,6 +85,7 @@ elseif step == 'enter' or step == 'again' then
   end
 end
 
+if cooled > 0 then most = 1 end
 while mayGrant() do
   local popped = redis.call('ZPOPMIN', KEYS[4])
   local first = popped[1]

@@ -234,6 +234,27 @@ test.each([-1, 8, 1.5, Number.NaN, Number.POSITIVE_INFINITY, '6'])('%j is no dis
   await expect(refusal).rejects.toMatchObject({ argument: 'maxDistance' });
 });
 
+test('a picture that a tenant has thousands of times costs one probe', async () => {
+  const tenant = freshTenant();
+  const centre = 0x00ff_00ff_00ff_00ffn;
+  const hashes = [...Array.from({ length: 2_000 }, () => text(centre)), text(centre ^ 1n)];
+  const keys = await put(tenant, hashes);
+  const plans: string[] = [];
+  const explained: Query = async (statement) => {
+    const { text: sql, values } = statement;
+    const { rows } = await cache.connection.pool.query(`explain (analyze, costs off) ${sql}`, values);
+    plans.push(rows.map((row) => row['QUERY PLAN']).join('\n'));
+    return cache.connection.query(statement);
+  };
+  expect(await search(tenant, text(centre), {}, explained)).toEqual(bruteForce(hashes, keys, text(centre), 6));
+  expect(plans[0]).toMatch(/Function Scan on probe \(never executed\)/);
+  // Nobody has this one's very hash: all the others are looked for.
+  expect(await search(tenant, text(centre ^ 3n), {}, explained)).toEqual(
+    bruteForce(hashes, keys, text(centre ^ 3n), 6),
+  );
+  expect(plans[1]).not.toMatch(/Function Scan on probe \(never executed\)/);
+});
+
 test('the search walks the primary key of the bands, whatever its plan was made for', async () => {
   const tenant = freshTenant();
   const random = randomHashes(7n);

@@ -226,6 +226,27 @@ describe.each(['redis', 'postgres'])('host schedule on %s', (backend) => {
     expect(Math.min(...began.slice(before)) - cooled).toBeGreaterThanOrEqual(1_490);
   });
 
+  test('a host that was cooled down is asked by one at a time, until somebody comes back whom it did not send away', async () => {
+    await using world = await createWorld();
+    const schedule = scheduleOf(world.app(env));
+    const ruled = rules({ most: 3 });
+    const enter = (job: string) => schedule.enter(HOST, job, 'acme', ruled);
+    const [first] = [await enter('first'), await enter('second')];
+    await first.leave(ruled, 200);
+    // It was on its way while the host had enough already: this tells nothing of the host.
+    await schedule.leave(HOST, 'second', ruled);
+    await pause(250);
+    const probe = await enter('third');
+    await deferral(enter('fourth'));
+    await probe.leave(ruled, 200);
+    await pause(250);
+    const again = await enter('fourth');
+    await deferral(enter('fifth'));
+    await again.leave(ruled);
+    for (const job of ['fifth', 'sixth', 'seventh']) await enter(job);
+    await deferral(enter('eighth'));
+  });
+
   test('of a job that died the permit comes back, and of one that was removed at once', async () => {
     await using world = await createWorld();
     const app = world.app(env);
