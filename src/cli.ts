@@ -1,19 +1,18 @@
 #!/usr/bin/env node
-/** The command line. The one file of `src/` that knows the workers; nothing imports it. */
+/**
+ * The command line. The one file of `src/` that knows the workers; nothing imports it. A command loads what it needs when
+ * it runs: help is there at once.
+ */
 import { resolve } from 'node:path';
 import { Command, InvalidArgumentError } from 'commander';
-import { run } from '../workers/main.js';
-import { type App, connect } from './app.js';
+import type { App } from './app.js';
 import { addCacheCommands } from './cache-commands.js';
 import { type Config, type Env, namesNoServer, readEnv, toConfig } from './config.js';
-import { isMigrated, migrate } from './db/migrate.js';
-import { demo } from './demo/demo.js';
 import { addDoctorCommand } from './doctor-command.js';
 import { addEnqueueCommand } from './enqueue.js';
 import { ArgumentError, ConfigError, reasonOf } from './errors.js';
 import { addFailedCommands } from './failed-commands.js';
 import { Closer, onShutdownSignal } from './lifecycle.js';
-import { findRunningStack, setOwnerAddress, startLocalStack } from './local/stack.js';
 import { createLogger } from './logger.js';
 import { examples, print } from './output.js';
 import { packageVersion } from './package.js';
@@ -22,6 +21,13 @@ import { QUEUE_NAMES, type QueueName } from './queues/contract.js';
 const LOCAL = resolve('.local');
 /** The exit code for arguments that are wrong. */
 const MISUSE = 2;
+const load = {
+  app: () => import('./app.js'),
+  demo: () => import('./demo/demo.js'),
+  migrate: () => import('./db/migrate.js'),
+  stack: () => import('./local/stack.js'),
+  workers: () => import('../workers/main.js'),
+};
 const say = (line: string) => process.stderr.write(`${line}\n`);
 
 const program = new Command('hybrid-cache')
@@ -55,6 +61,7 @@ program
   .option('--json', 'print JSON')
   .action(async ({ renamePythonTables = false, json }: { renamePythonTables?: boolean; json?: boolean }) => {
     const config = await configured();
+    const { migrate } = await load.migrate();
     const queueOnPostgres = config.queue.backend === 'postgres';
     const renamed = await migrate(config.postgres, { queueOnPostgres, renamePythonTables });
     if (json) return print(json, { upToDate: true, renamed }, '');
@@ -64,7 +71,7 @@ program
 
 // Standard output is for what was asked for.
 const logger = createLogger('warn', process.stderr);
-const open = async () => disposable(connect(await configured(), { logger }));
+const open = async () => disposable((await load.app()).connect(await configured(), { logger }));
 addEnqueueCommand(program, open);
 addCacheCommands(program, open);
 addFailedCommands(program, open);
@@ -77,6 +84,7 @@ program
   .addHelpText('after', examples('hybrid-cache demo --keep'))
   .option('--json', 'print the figures as JSON')
   .action(async ({ keep = false, json = false }: { keep?: boolean; json?: boolean }) => {
+    const { demo } = await load.demo();
     const stop = new AbortController();
     let interrupted = false;
     const story = demo({ keep, json, env: readEnv(), run: runAll, signal: stop.signal });
@@ -97,7 +105,8 @@ program.parseAsync().then(
   },
 );
 
-function runAll(app: App) {
+async function runAll(app: App) {
+  const { run } = await load.workers();
   return run(app, { workers: QUEUE_NAMES, api: true });
 }
 
@@ -115,6 +124,7 @@ async function service({ workers, api, bringServers }: ServiceOptions): Promise<
     const brings = bringServers && namesNoServer(readEnv());
     // Whatever else is wrong is said before servers are started for nothing.
     if (brings) toConfig({ ...readEnv(), DATABASE_URL: 'postgres://to-come', REDIS_URL: 'none' });
+    const [{ connect }, { run }, { migrate }] = await Promise.all([load.app(), load.workers(), load.migrate()]);
     const own = brings ? await ownServers(closer) : null;
     const config = own ? toConfig(own.env) : await configured();
     if (own) await migrate(config.postgres, { queueOnPostgres: config.queue.backend === 'postgres' });
@@ -122,7 +132,7 @@ async function service({ workers, api, bringServers }: ServiceOptions): Promise<
     // The app before the service: where the service cannot start, its clients still close before our servers.
     const app = closer.add('app', connect(config), (one) => one.close());
     const running = closer.add('service', await run(app, { workers, api }), (one) => one.stop());
-    if (own) await setOwnerAddress(own.stack, running.address);
+    if (own) await (await load.stack()).setOwnerAddress(own.stack, running.address);
     return await new Promise<never>(() => undefined);
   } catch (error) {
     await closer.close();
@@ -131,6 +141,7 @@ async function service({ workers, api, bringServers }: ServiceOptions): Promise<
 }
 
 async function ownServers(closer: Closer) {
+  const { startLocalStack } = await load.stack();
   const stack = closer.add('local stack', await startLocalStack({ folder: LOCAL, announce: say }), (one) =>
     one.close(),
   );
@@ -141,6 +152,7 @@ async function ownServers(closer: Closer) {
 /** The configured servers, or those of the stack that `start` runs in this folder. */
 async function configured(): Promise<Config> {
   if (!namesNoServer(readEnv())) return toConfig(readEnv());
+  const { findRunningStack } = await load.stack();
   const stack = await findRunningStack(LOCAL);
   if (stack) return toConfig(withLocalStore({ ...stack.env }));
   throw new ConfigError([
@@ -155,6 +167,7 @@ function withLocalStore(servers: Env): Env {
 
 /** A database that cannot be asked may come up later; one that was never migrated does not get better by waiting. */
 async function refuseUnmigrated(config: Config): Promise<void> {
+  const { isMigrated } = await load.migrate();
   const migrated = await isMigrated(config.postgres, { queueOnPostgres: config.queue.backend === 'postgres' }).catch(
     () => true,
   );

@@ -2,7 +2,6 @@
 import type { Command } from 'commander';
 import type { Config } from './config.js';
 import { type Finding, findingsOfConfig, worst } from './doctor/check.js';
-import { examine } from './doctor/doctor.js';
 import { ConfigError } from './errors.js';
 import { coloured, print, table } from './output.js';
 
@@ -27,7 +26,9 @@ export function addDoctorCommand(program: Command, configured: () => Promise<Con
 
 async function findingsWith(configured: () => Promise<Config>): Promise<Finding[]> {
   try {
-    return await examine(await configured());
+    const config = await configured();
+    const { examine } = await import('./doctor/doctor.js');
+    return await examine(config);
   } catch (error) {
     if (error instanceof ConfigError) return findingsOfConfig(error);
     throw error;
