@@ -1,5 +1,6 @@
 /** One Redis for cache and queue, which evicts nothing: the cache must leave the queue its memory. A server of its own. */
 import { randomBytes } from 'node:crypto';
+import { setTimeout as pause } from 'node:timers/promises';
 import { Queue, Worker } from 'bullmq';
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from 'vitest';
 import { sha256 } from '../../src/kinds/identity.js';
@@ -130,4 +131,39 @@ test('Redis itself refuses the overwrite: the older value is dropped, and the ca
     return servers.redis((redis) => redis.exists(keyOf(other)));
   });
   expect(await read(other)).toEqual(['again']);
+});
+
+test('what the queue takes beyond 85 % the cache gives back, down to 80 %, and no more than its own', async () => {
+  const values = new Map<string, string>();
+  for (let i = 0; i < 100; i++) {
+    const [hash, value] = [content(i), randomBytes(VALUE_BYTES / 2).toString('hex')];
+    values.set(hash, value);
+    expect(await write(hash, value)).toBe(true);
+  }
+  const queued = Buffer.alloc(5 * MB);
+  await servers.redis((redis) => redis.set('the queue’s', queued));
+  // A tombstone stands for a while where an entry was.
+  const kept = () =>
+    servers.redis(async (redis) => {
+      const lengths = await Promise.all([...values.keys()].map((hash) => redis.strlen(keyOf(hash))));
+      return lengths.filter((length) => length > VALUE_BYTES / 2).length;
+    });
+  expect(await kept()).toBe(100);
+
+  // As much as may be is not too much.
+  const used = await usedMemory();
+  await limit(Math.ceil(used / 0.83));
+  await pause(2_000);
+  expect(await kept()).toBe(100);
+
+  const most = Math.floor(used / 0.9);
+  await limit(most);
+  await until('memory to be given back', async () => (await usedMemory()) <= 0.81 * most);
+  await pause(2_000);
+  const given = 100 - (await kept());
+  expect(given).toBeGreaterThan(0);
+  // A tenth of the limit.
+  expect(given * VALUE_BYTES).toBeLessThan(0.15 * most);
+  expect(await servers.redis((redis) => redis.strlen('the queue’s'))).toBe(queued.length);
+  for (const [hash, value] of values) expect(await read(hash)).toEqual([value]);
 });
