@@ -14,14 +14,24 @@ import { type Check, type Finding, findingsOf, worst } from '../src/doctor/check
 import { clockFinding, readClock } from '../src/doctor/clock.js';
 import { examine } from '../src/doctor/doctor.js';
 import { imagesCheck, portChecks } from '../src/doctor/machine.js';
-import { expectedIndexes, postgresCheck, postgresVersionFinding } from '../src/doctor/postgres.js';
+import {
+  connectionsFinding,
+  expectedIndexes,
+  mostConnections,
+  postgresCheck,
+  postgresVersionFinding,
+} from '../src/doctor/postgres.js';
 import { redisChecks, redisVersionFinding } from '../src/doctor/redis.js';
 import { settingFindings } from '../src/doctor/settings.js';
 import { storageCheck } from '../src/doctor/storage.js';
 import { createServer as createHttpServer } from '../src/http/server.js';
+import { QUEUE_NAMES } from '../src/queues/contract.js';
+import { type CrawlPayload, crawlQueue } from '../src/queues/crawl.js';
+import { run } from '../workers/main.js';
 import { startDeafPort } from './support/deaf.js';
 import { type OwnStack, startOwnStack } from './support/own-stack.js';
 import { S3_CREDENTIALS, startS3 } from './support/s3.js';
+import { until } from './support/until.js';
 import { createWorld, type World } from './support/world.js';
 
 const CLI = resolve('dist/src/cli.js');
@@ -109,6 +119,7 @@ describe('all well', () => {
     'PostgreSQL: ok',
     'PostgreSQL: warning', // the tests' own flushes nothing to the disk
     'PostgreSQL: ok',
+    'PostgreSQL: ok',
     'database: ok',
     'database: ok',
     'object store: ok',
@@ -151,7 +162,7 @@ describe('all well', () => {
     expect(await found(redisChecks(config))).toEqual([
       { check: "the cache's Redis", verdict: 'ok', says: 'REDIS_URL is none: every look-up asks PostgreSQL' },
     ]);
-    expect(short(await found([postgresCheck(config)])).slice(3)).toEqual(['database: ok', 'database: ok']);
+    expect(short(await found([postgresCheck(config)])).slice(4)).toEqual(['database: ok', 'database: ok']);
   });
 });
 
@@ -319,6 +330,43 @@ describe('PostgreSQL', () => {
       ),
     });
   });
+});
+
+test('connections: those that are left are compared with what a process opens', async () => {
+  expect(connectionsFinding(64, 32)).toMatchObject({
+    verdict: 'ok',
+    says: expect.stringContaining('enough for 2 more'),
+  });
+  expect(connectionsFinding(31, 32)).toMatchObject({
+    verdict: 'warning',
+    says: expect.stringContaining('may open 32'),
+  });
+});
+
+test('a process that serves and works under load, with queues on PostgreSQL, opens no more connections than that', async () => {
+  await using busy = await createWorld();
+  const env = { REDIS_URL: 'none', PORT: '0', METRICS_PORT: '0', STORAGE_URL: `file:${folder}/busy` };
+  const app = busy.app(env);
+  const running = await run(app, { workers: QUEUE_NAMES, api: true });
+  const payloads = Array.from({ length: 400 }, (_, n) => ({
+    v: 1,
+    tenantId: 'acme',
+    url: `http://10.0.0.${n % 250}/${n}`,
+  }));
+  await app.queues.enqueue(crawlQueue, payloads as CrawlPayload[]);
+  const watcher = new Client({ connectionString: busy.databaseUrl });
+  await watcher.connect();
+  let most = 0;
+  await until('all jobs to end', async () => {
+    const count = `select count(*)::int as open from pg_stat_activity
+      where datname = current_database() and pid <> pg_backend_pid()`;
+    most = Math.max(most, (await watcher.query(count)).rows[0].open);
+    return (await app.queues.get('crawl').getCompletedCount()) === payloads.length;
+  });
+  await watcher.end();
+  await running.stop();
+  expect(most).toBeGreaterThan(12);
+  expect(most).toBeLessThanOrEqual(mostConnections(busy.config(env)));
 });
 
 describe('the object store', () => {

@@ -1,7 +1,7 @@
 /** Opens both tiers behind their guards. Nothing connects before the first use. */
 import type { Pool } from 'pg';
 import type { Config } from '../config.js';
-import { createPool } from '../db/client.js';
+import { createPool, POOL_SIZES } from '../db/client.js';
 import type { Events } from '../events.js';
 import { checkKinds } from '../kinds/index.js';
 import { Closer } from '../lifecycle.js';
@@ -55,9 +55,9 @@ export function connectCache(
   const closer = new Closer();
   // The server gives up before we do, and says why: a lock that is waited for is told from a server that is away.
   const timeoutMs = POSTGRES_DEADLINE_MS - 500;
-  const pool = createPool(config.postgres, log, { timeoutMs });
+  const pool = createPool(config.postgres, log, { timeoutMs, max: POOL_SIZES.cache });
   // For pings and for what coherence asks: a busy pool must hold up neither.
-  const probes = createPool(config.postgres, log, { timeoutMs, max: 2 });
+  const probes = createPool(config.postgres, log, { timeoutMs, max: POOL_SIZES.probes });
   const postgres = closer.add('PostgreSQL', new PostgresTier(pool, probes), (tier) => tier.close());
   const postgresGuard = closer.add('guard', new Guard(postgres, POSTGRES_DEADLINE_MS, events), (guard) =>
     guard.close(),

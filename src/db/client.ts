@@ -3,17 +3,26 @@ import { Pool } from 'pg';
 import type { PostgresConfig } from '../config.js';
 import type { Logger } from '../logger.js';
 
+/** The most connections of a pool, by what it is for; those of a queue and of its worker only where queues are here. */
+export const POOL_SIZES = {
+  cache: 10,
+  probes: 2,
+  queueState: 3,
+  queue: 3,
+  worker: (concurrency: number) => 2 + Math.ceil(concurrency / 4),
+} as const;
+
 export interface PoolOptions {
-  readonly max?: number;
+  readonly max: number;
   /** Longest time for a statement, in milliseconds; after it the connection is given up. */
   readonly timeoutMs?: number;
 }
 
-export function createPool(postgres: PostgresConfig, log: Logger, options: PoolOptions = {}): Pool {
+export function createPool(postgres: PostgresConfig, log: Logger, options: PoolOptions): Pool {
   const timeoutMs = options.timeoutMs ?? 10_000;
   const pool = new Pool({
     ...postgres,
-    max: options.max ?? 10,
+    max: options.max,
     connectionTimeoutMillis: 5_000,
     idleTimeoutMillis: 30_000,
     // The server ends what runs too long; our side gives up a connection whose server does not even do that.

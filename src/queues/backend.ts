@@ -15,7 +15,7 @@ import {
 } from 'bullmq';
 import type { ClientBase, Pool } from 'pg';
 import type { Config, PostgresConfig } from '../config.js';
-import { createPool, hearLostConnections } from '../db/client.js';
+import { createPool, hearLostConnections, POOL_SIZES } from '../db/client.js';
 import { RetryableError } from '../errors.js';
 import type { Events } from '../events.js';
 import type { Logger } from '../logger.js';
@@ -130,15 +130,19 @@ function onPostgres(
   const pool = (max: number) => ({ connection: { ...shared, max } });
   // BullMQ's classes carry their backend in a type parameter that defaults to Redis; what we use of them is common.
   return {
-    queue: (name) => heard(name, events, new Queue(name, pool(4), createPatientBackend)) as unknown as Queue,
+    queue: (name) =>
+      heard(name, events, new Queue(name, pool(POOL_SIZES.queue), createPatientBackend)) as unknown as Queue,
     worker: (name, processor, concurrency) => {
-      const options = { ...settings(concurrency), ...pool(10) };
+      const options = { ...settings(concurrency), ...pool(POOL_SIZES.worker(concurrency)) };
       const worker = new PatientWorker(name, processor, options as unknown as WorkerOptions, createPatientBackend);
       return heard(name, events, worker);
     },
     events: (name) =>
       heard(name, events, new QueueEvents(name, pool(2), createPatientBackend)) as unknown as QueueEvents,
-    state: new PostgresQueueState(createPool(postgres, log, { timeoutMs: STATE_TIMEOUT_MS, max: 4 }), schema),
+    state: new PostgresQueueState(
+      createPool(postgres, log, { timeoutMs: STATE_TIMEOUT_MS, max: POOL_SIZES.queueState }),
+      schema,
+    ),
   };
 }
 

@@ -21,7 +21,7 @@ let tier: PostgresTier;
 
 beforeAll(async () => {
   world = await createWorld();
-  pool = createPool({ connectionString: world.databaseUrl }, createLogger('silent'));
+  pool = createPool({ connectionString: world.databaseUrl }, createLogger('silent'), { max: 10 });
   tier = new PostgresTier(pool);
 });
 
@@ -32,7 +32,7 @@ afterAll(async () => {
 
 tierSuite(async () => {
   const relay = await Relay.to(world.databaseUrl);
-  const own = createPool({ connectionString: relay.url }, createLogger('silent'));
+  const own = createPool({ connectionString: relay.url }, createLogger('silent'), { max: 10 });
   const opened = new PostgresTier(own);
   return {
     read: (lookups) => opened.read(lookups),

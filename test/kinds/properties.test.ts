@@ -27,7 +27,7 @@ let permanent: HybridCacheService;
 beforeAll(async () => {
   world = await createWorld();
   const log = createLogger('silent');
-  pool = createPool({ connectionString: world.databaseUrl }, log);
+  pool = createPool({ connectionString: world.databaseUrl }, log, { max: 4 });
   postgres = new PostgresTier(pool);
   redis = new RedisTier({ url: world.redisUrl, ttl: world.config().ttl, prefix: world.namespace }, log);
   service = serviceWith({});
