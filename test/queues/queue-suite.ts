@@ -164,8 +164,10 @@ export function queueSuite(backend: 'redis' | 'postgres'): void {
       await using world = await createWorld();
       const app = appOf(world, LONG_MS);
       const id = await enqueueOne(app);
+      let isWell = false;
       startWork(app, async () => {
-        throw new RetryableError('server-error', 'answered 500');
+        if (!isWell) throw new RetryableError('server-error', 'answered 500');
+        return { outcome: 'stored' };
       });
       for (const [attempts, longest] of [
         [1, LONG_MS],
@@ -180,8 +182,11 @@ export function queueSuite(backend: 'redis' | 'postgres'): void {
         const delay = await delayOf(app, id);
         expect(delay).toBeGreaterThanOrEqual(longest / 2);
         expect(delay).toBeLessThanOrEqual(longest);
+        isWell = attempts === 3;
         await promote(app, id);
       }
+      // What went wrong before is no error of a job that went well in the end.
+      expect(await untilState(app, id, 'completed')).toMatchObject({ outcome: { outcome: 'stored' }, error: null });
     });
 
     test('waits as long as the origin asked for, no less than after any failure, and never longer than an hour', async () => {
