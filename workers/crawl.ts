@@ -35,6 +35,9 @@ export type CrawlOutcome =
     }
   | Rejected;
 
+/** Of an image that is known in the end. */
+type Kept = Extract<CrawlOutcome, { readonly rawKey: string }>;
+
 /** What the job works with. */
 export interface CrawlTools {
   readonly records: CrawlRecords;
@@ -82,7 +85,10 @@ async function crawlUrl(step: Step): Promise<CrawlOutcome> {
     if (!fetched) return unchanged(step, stale as Stale);
     const contentHash = sha256(fetched.bytes);
     const validators = validatorsOf(step, fetched);
-    return (await knownContent(step, contentHash, validators)) ?? crawlContent(step, fetched, contentHash, validators);
+    const byContent = await knownContent(step, contentHash, validators);
+    if (!byContent) return crawlContent(step, fetched, contentHash, validators);
+    if (step.job.force) await restoreObjects(step, fetched, byContent);
+    return byContent;
   });
 }
 
@@ -209,7 +215,7 @@ function validatorsOf({ job }: Step, { finalUrl, etag, lastModified }: Fetched):
   return { etag: short(etag), lastModified: short(lastModified) };
 }
 
-async function knownContent(step: Step, contentHash: string, validators: Validators): Promise<CrawlOutcome | null> {
+async function knownContent(step: Step, contentHash: string, validators: Validators): Promise<Kept | null> {
   const { job, records, jobId } = step;
   const content = await timed(step, 'lookup', () => records.content(job.tenantId, contentHash));
   if (!content) return null;
@@ -217,6 +223,20 @@ async function knownContent(step: Step, contentHash: string, validators: Validat
   await timed(step, 'record', () => records.storeUrl(job.tenantId, image, jobId));
   if (content.jobId === jobId) return stored(step, contentHash, content);
   return { outcome: 'skipped', reason: 'content', contentHash, rawKey: content.rawKey };
+}
+
+/** Who forces a crawl wants all of it to be there: what the object store has lost or damaged is stored again. */
+async function restoreObjects(step: Step, fetched: Fetched, { contentHash, rawKey }: Kept): Promise<void> {
+  const isWhole = await timed(step, 'store', async () => {
+    const keys = [rawKey, thumbnailKey(step.job.tenantId, contentHash)];
+    const [raw, thumbnail] = await Promise.all(keys.map((key) => step.objects.get(key))).catch((cause: unknown) => {
+      throw new RetryableError('storage', 'the object store did not answer', { cause });
+    });
+    return raw && thumbnail && sha256(raw) === contentHash;
+  });
+  if (isWhole) return;
+  const image = await timed(step, 'process', () => processImage(fetched.bytes, { maxPixels: step.maxPixels }));
+  await storeObjects(step, fetched, contentHash, image);
 }
 
 /** Objects first, the record after them: no record is ever without its objects. */
@@ -261,7 +281,7 @@ async function record(
 }
 
 /** The end of a job that stored its image, now or in an earlier run: what follows is made sure of every time. */
-async function stored(step: Step, contentHash: string, content: CrawlContent, phash?: string): Promise<CrawlOutcome> {
+async function stored(step: Step, contentHash: string, content: CrawlContent, phash?: string): Promise<Kept> {
   const { tenantId } = step.job;
   await step.enqueueEmbedding(tenantId, contentHash);
   const hash = phash ?? (await step.records.phash(tenantId, contentHash));

@@ -1,5 +1,7 @@
 /** The whole story on both queue backends: real servers, a real site, real images; only the faces are a puppet's. */
 import { createHash } from 'node:crypto';
+import { rm, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { App } from '../../src/app.js';
 import { lookup } from '../../src/cache/tier.js';
@@ -110,6 +112,25 @@ describe.each([
     expect(second).toMatchObject({ outcome: 'stored', contentHash: sha256(after) });
     expect(await app.records.content('acme', first.contentHash)).not.toBeNull();
     expect(await crawled(app, 'acme', url)).toMatchObject({ outcome: 'skipped', contentHash: second.contentHash });
+  });
+
+  test('stores again, when forced, what the object store has lost or damaged', async () => {
+    const body = await flatImage(50, 51, '#0000ff');
+    const url = site.put('/lost.png', { body, type: 'image/png' });
+    const { rawKey, thumbnailKey } = (await crawled(app, 'acme', url)) as Stored;
+    const thumbnail = await app.objects.get(thumbnailKey as string);
+    const { folder } = app.config.storage as { folder: string };
+    const path = (key: string | null) => join(folder, key as string);
+    for (const ruin of [
+      () => rm(path(rawKey)),
+      () => rm(path(thumbnailKey)),
+      () => writeFile(path(rawKey), body.subarray(1)),
+    ]) {
+      await ruin();
+      expect(await crawled(app, 'acme', url, { force: true })).toMatchObject({ outcome: 'skipped', reason: 'content' });
+      expect(await app.objects.get(rawKey)).toEqual(body);
+      expect(await app.objects.get(thumbnailKey as string)).toEqual(thumbnail);
+    }
   });
 
   test('remembers what can never be an image, and does not ask for it again', async () => {
