@@ -1,6 +1,6 @@
 /** What is gathered into one operation, what waits, and whose error is whose. */
 import fc from 'fast-check';
-import { beforeEach, expect, test } from 'vitest';
+import { beforeEach, expect, test, vi } from 'vitest';
 import { Batcher, type BatchOptions } from '../../src/cache/batcher.js';
 
 /** An operation that was begun, and goes on when the test says so. */
@@ -216,6 +216,40 @@ test('while calls are tried one by one, what comes waits its turn', async () => 
   expect(items()).toEqual([[1, 2], [1], [2], [3]]);
   begun[3]?.answer();
   expect(await later).toEqual([told(3)]);
+});
+
+test('an error that is everybody’s is told to those too who have long waited behind it, and not to those who just came', async () => {
+  const clock = vi.spyOn(performance, 'now').mockReturnValue(0);
+  try {
+    const asked = batcher({ isEverybodys: (error) => (error as Error).message === 'away' });
+    const outcomes: string[] = [];
+    const ask = (item: number) =>
+      asked.add([item]).then(
+        () => outcomes.push(`${item} answered`),
+        (error: Error) => outcomes.push(`${item} ${error.message}`),
+      );
+    ask(1);
+    await turn();
+    ask(2);
+    clock.mockReturnValue(3_000);
+    ask(3);
+    begun[0]?.fail(new Error('away'));
+    await turn();
+    expect(outcomes).toEqual(['1 away', '2 away']);
+    expect(items()).toEqual([[1], [3]]);
+
+    // What is one operation's alone is nobody else's, however long they wait.
+    ask(4);
+    clock.mockReturnValue(9_000);
+    begun[1]?.fail(new Error('refused'));
+    await turn();
+    expect(outcomes.slice(2)).toEqual(['3 refused']);
+    begun[2]?.answer();
+    await turn();
+    expect(outcomes.slice(3)).toEqual(['4 answered']);
+  } finally {
+    clock.mockRestore();
+  }
 });
 
 test('an operation that throws before it begins is an error like any other', async () => {

@@ -7,6 +7,7 @@ import { rejections } from '../../src/kinds/crawl.js';
 import { perceptualHashes } from '../../src/kinds/perceptual-hash.js';
 import { until } from '../support/until.js';
 import { createWorld, type World } from '../support/world.js';
+import { counted } from './support.js';
 
 const HASH = 'a'.repeat(64);
 
@@ -44,6 +45,25 @@ test('a lock on one table does not take the tier away from the others [M19]', as
   const lines = world.logs.filter(({ msg }) => msg === 'tier could not serve an operation');
   expect(lines).toHaveLength(1);
   expect(world.logs.filter(({ msg }) => String(msg).startsWith('PostgreSQL cache unavailable'))).toEqual([]);
+});
+
+test('who waited in vain to be told of a URL does not wait again to record it', async () => {
+  const both = world.app();
+  const bytes = Buffer.from('bytes under two URLs');
+  const url = 'https://example.com/first.jpg';
+  expect(await both.cache.storeCrawledImage(url, bytes, { rawKey: 'raw/1' }, 'acme')).toBe(true);
+  const blocker = new Client({ connectionString: world.databaseUrl });
+  await blocker.connect();
+  await blocker.query('begin; lock table crawl_cache in access exclusive mode');
+  try {
+    // Redis has the content, and nobody can say whether the other URL is known.
+    const answer = await both.cache.shouldSkipCrawledImage(`${url}?other`, bytes, 'acme');
+    expect(answer).toEqual({ shouldSkip: true, rawKey: 'raw/1', reason: 'content' });
+    expect(await counted(both.metrics.tierErrors, { tier: 'postgres', operation: 'read' })).toBe(1);
+    expect(await counted(both.metrics.tierErrors, { tier: 'postgres', operation: 'write' })).toBe(0);
+  } finally {
+    await blocker.end();
+  }
 });
 
 test('a server that only reads is not flapped at: writes are not durable, reads go on, and it is said once', async () => {
