@@ -1,7 +1,7 @@
 /** Worker processes that are killed, told to stop, or killed by their own job. */
 import { setTimeout as pause } from 'node:timers/promises';
 import { STEPS, type Step } from '../app.js';
-import { BOTH, type Experiment, hold, inLab, must, mustBeWithin, percentile, type Trial } from '../experiment.js';
+import { BOTH, type Experiment, hold, inLab, must, mustBeWithin, percentile } from '../experiment.js';
 import type { Lab } from '../lab.js';
 
 /** Of `count` URLs 30 % are asked for twice, and 20 % of the rest serve what another serves. In an order of chance. */
@@ -46,40 +46,40 @@ const KILLS: Experiment = {
     }),
 };
 
-async function killAt(trial: Trial, step: Step, times: number): Promise<Record<string, number>> {
-  return inLab(trial, {}, async (lab) => {
-    await lab.enqueue(Array.from({ length: times }, (_, i) => lab.origin.imageUrl(i)));
-    const env = { CRAWL_CONCURRENCY: '1' };
-    let deaths = 0;
-    const dying = async () => {
-      while (deaths < times) {
-        deaths += 1;
-        const worker = lab.spawn({ dieAt: step, queues: ['crawl'], env });
-        const end = await worker.ended;
-        must(end === 'SIGKILL', `a worker that was to die at "${step}" ended with ${end}`);
-        lab.kills.push(Date.now());
-      }
-    };
-    await Promise.all([dying(), dying()]);
-    await lab.worker();
-    await lab.settled();
-    hold(await lab.check());
-    return { [step]: deaths };
-  });
+/** Workers die there, two at a time, until so many have; then one ends what they left. */
+async function killAt(lab: Lab, step: Step, urls: readonly string[]): Promise<void> {
+  await lab.enqueue(urls);
+  let deaths = 0;
+  const dying = async () => {
+    while (deaths < urls.length) {
+      deaths += 1;
+      const worker = lab.spawn({ dieAt: step, queues: ['crawl'], env: { CRAWL_CONCURRENCY: '1' } });
+      const end = await worker.ended;
+      must(end === 'SIGKILL', `a worker that was to die at "${step}" ended with ${end}`);
+      lab.kills.push(Date.now());
+    }
+  };
+  await Promise.all([dying(), dying()]);
+  const worker = await lab.worker();
+  await lab.settled();
+  await worker.stop();
 }
 
 const STEP_KILLS: Experiment = {
   id: 'E2',
   title: 'a worker dies at each step of its job',
   backends: BOTH,
-  run: async (trial) => {
-    const figures: Record<string, number> = {};
-    for (const step of STEPS) {
-      Object.assign(figures, await killAt(trial, step, trial.full ? 50 : 2));
-      trial.say(step);
-    }
-    return figures;
-  },
+  run: (trial) =>
+    inLab(trial, {}, async (lab) => {
+      const times = trial.full ? 50 : 2;
+      for (const [i, step] of STEPS.entries()) {
+        const urls = Array.from({ length: times }, (_, n) => lab.origin.imageUrl(i * times + n));
+        await killAt(lab, step, urls);
+        trial.say(step);
+      }
+      await lab.worker();
+      return hold(await lab.check(), { 'deaths at each step': times });
+    }),
 };
 
 const POISON_JOB: Experiment = {
