@@ -69,6 +69,8 @@ export async function crawl(job: CrawlPayload, run: Run, tools: CrawlTools): Pro
     if (unresolved) await remember({ reason: 'dns', detail: error.message });
     throw error;
   });
+  // The URL may serve other bytes by now, so that this run did not come to all that a dead one had claimed.
+  if (run.deaths > 0) await releaseClaims(step);
   const fields = { queue: 'crawl', jobId: run.id, tenantId: job.tenantId };
   tools.events.crawled(fields, job.url, outcome);
   return outcome;
@@ -169,7 +171,7 @@ async function unchanged(step: Step, { record: known, content }: Stale): Promise
 /** The record that an earlier run of this very job wrote before it was cut short: the job stored it, and says so. */
 async function ownRecord(step: Step, { record }: UrlFacts): Promise<CrawlOutcome | null> {
   if (record?.jobId !== step.jobId) return null;
-  await releaseClaims(step, record.contentHash);
+  await releaseClaims(step);
   const content = await step.records.content(step.job.tenantId, record.contentHash);
   if (content?.jobId === step.jobId) return stored(step, record.contentHash, content);
   return { outcome: 'skipped', reason: 'content', contentHash: record.contentHash, rawKey: record.rawKey };
@@ -296,13 +298,9 @@ async function stored(step: Step, contentHash: string, content: CrawlContent, ph
   };
 }
 
-/** What a run that was cut short held on to: whoever forces or forgets the image next need not wait for the leases. */
-async function releaseClaims(
-  { claims, job: { tenantId, url }, jobId: holder }: Step,
-  contentHash: string,
-): Promise<void> {
-  const subjects = [`url:${sha256(url)}`, `content:${contentHash}`];
-  await Promise.all(subjects.map((subject) => claims.release({ tenantId, subject, holder }).catch(() => undefined)));
+/** What a run that was cut short held on to: whoever works on the same next need not wait for the leases. */
+async function releaseClaims({ claims, job: { tenantId }, jobId: holder }: Step): Promise<void> {
+  await claims.releaseAll({ tenantId, holder }).catch(() => undefined);
 }
 
 async function claimed<T>(step: Step, subject: string, work: () => Promise<T>): Promise<T> {

@@ -37,6 +37,11 @@ const RELEASE = {
   text: 'delete from claims where tenant_id = $1 and subject = $2 and holder = $3',
 };
 
+const RELEASE_ALL = {
+  name: 'claim_release_all',
+  text: 'delete from claims where tenant_id = $1 and holder = $2',
+};
+
 export class Claims {
   constructor(private readonly query: Query) {}
 
@@ -72,6 +77,11 @@ export class Claims {
   /** Gives the claim back; nothing happens where another holder has it by now. */
   async release({ tenantId, subject, holder }: Claim): Promise<void> {
     await this.query({ ...RELEASE, values: [tenantId, subject, holder] }, 'claim');
+  }
+
+  /** Gives back whatever the holder has: also what it no longer knows of. */
+  async releaseAll({ tenantId, holder }: Pick<Claim, 'tenantId' | 'holder'>): Promise<void> {
+    await this.query({ ...RELEASE_ALL, values: [tenantId, holder] }, 'claim');
   }
 
   /** Forgets claims whose leases ended an hour ago; they hold nobody up, but take space. */

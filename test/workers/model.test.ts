@@ -34,6 +34,8 @@ interface Job {
   readonly tenant: string;
   readonly url: number;
   readonly force: boolean;
+  /** How often it died. */
+  deaths: number;
   /** As the queue keeps it for the next run. */
   remembered: Record<string, unknown>;
 }
@@ -47,6 +49,10 @@ class TenantModel {
   readonly embeddings = new Set<number>();
   /** By subject: `u0`, `c2`. */
   readonly claims = new Map<string, string>();
+
+  releaseAll({ id }: Job): void {
+    for (const [subject, holder] of this.claims) if (holder === id) this.claims.delete(subject);
+  }
 }
 
 class Model {
@@ -61,11 +67,15 @@ class Model {
 
   run(job: Job, dieAt: Step | null): End {
     const tenant = this.tenants.get(job.tenant) as TenantModel;
+    const end = this.#crawl(tenant, job, dieAt);
+    if (job.deaths > 0 && end !== 'dead' && end !== 'deferred') tenant.releaseAll(job);
+    return end;
+  }
+
+  #crawl(tenant: TenantModel, job: Job, dieAt: Step | null): End {
     const known = tenant.urls.get(job.url);
     if (known?.job === job.id) {
-      for (const [subject, holder] of tenant.claims) {
-        if (holder === job.id && [`u${job.url}`, `c${known.content}`].includes(subject)) tenant.claims.delete(subject);
-      }
+      tenant.releaseAll(job);
       return this.#told(tenant, job, known.content, dieAt);
     }
     if (known && !job.force) return 'skipped url';
@@ -193,7 +203,7 @@ class Real {
     const run: Run = {
       id: job.id,
       jobId: job.id,
-      deaths: 0,
+      deaths: job.deaths,
       isLast: false,
       remembered: job.remembered,
       remember: async (fact) => {
@@ -242,12 +252,15 @@ function mortal(app: App, dieAt: Step | null, die: () => Promise<never>): App {
   if (dieAt === 'in Redis') hybrid.toRedis = (standing) => toRedis(standing).then(die);
   const { claims, records, objects, queues } = app;
   if (dieAt === 'claimed') claims.hold = async (claim, ms) => ((await claims.take(claim, ms)).taken ? die() : putOff());
-  const held = Object.assign(Object.create(objects) as App['objects'], {
+  const held: App['objects'] = {
+    get: (key) => objects.get(key),
+    tidy: (olderThanMs) => objects.tidy(olderThanMs),
+    close: () => objects.close(),
     put: async (key: string, bytes: Uint8Array) => {
       await objects.put(key, bytes);
       if (dieAt === 'objects put' && key.startsWith('raw/')) await die();
     },
-  });
+  };
   if (dieAt === 'fetched') afterFetch(app, records, die);
   if (dieAt === 'embedding enqueued') {
     const enqueue = queues.enqueue.bind(queues);
@@ -324,6 +337,7 @@ async function runBoth(model: Model, real: Real, job: Job, dieAt: Step | null): 
   const end = model.run(job, dieAt);
   // A step that the run does not come to kills nobody.
   expect(await real.run(job, dieAt)).toBe(end);
+  if (end === 'dead') job.deaths += 1;
   if (end === 'dead' || end === 'deferred') model.unfinished.push(job);
 }
 
@@ -336,7 +350,7 @@ const COMMANDS = [
       command(
         `crawl ${tenant} ${url}${force ? ' force' : ''}${step ? `, die at ${step}` : ''}`,
         async (model, real) => {
-          await runBoth(model, real, { id: `job-${jobs++}`, tenant, url, force, remembered: {} }, step);
+          await runBoth(model, real, { id: `job-${jobs++}`, tenant, url, force, deaths: 0, remembered: {} }, step);
         },
       ),
     ),

@@ -237,11 +237,14 @@ describe.each([
     // The same job, run again as after a crash between the record and the acknowledgement.
     await first?.remove();
     const holder = `${job.id}@${first?.timestamp}`;
-    const subjects = [`url:${sha256(Buffer.from(url))}`, `content:${sha256(body)}`];
+    // Also of bytes that the URL served to a run that died, and never again.
+    const subjects = [`url:${sha256(Buffer.from(url))}`, `content:${sha256(body)}`, `content:${'0'.repeat(64)}`];
     for (const subject of subjects) await app.claims.take({ tenantId: 'acme', subject, holder }, 600_000);
     await queue.add('crawl', first?.data, { jobId: job.id, timestamp: first?.timestamp ?? 0 });
     expect((await ended(app, 'crawl', job.id)).outcome).toEqual(job.outcome);
     expect(site.countOf('/cut-short.png')).toBe(1);
+    const { rows } = await app.connection.pool.query('select subject from claims where holder = $1', [holder]);
+    expect(rows).toEqual([]);
     // Found by the model: what the dead run held on to kept others waiting until its lease ended.
     expect(await crawled(app, 'acme', url, { force: true })).toMatchObject({ outcome: 'skipped', reason: 'content' });
   });
