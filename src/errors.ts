@@ -43,8 +43,8 @@ export function failureReasonOf(failedReason: string): FailureReason {
   return FAILURE_REASONS.find((reason) => failedReason.startsWith(`${reason}: `)) ?? 'internal';
 }
 
-/** The two places where facts are kept. */
 const TIERS = ['redis', 'postgres'] as const;
+/** One of the two places where facts are kept. */
 export type TierName = (typeof TIERS)[number];
 
 /** A caller's argument is wrong. Raised before anything is written. */

@@ -17,5 +17,4 @@ export { ArgumentError, ConfigError, type TierName, TierUnavailableError } from 
 export type { FaceDetection, FaceEmbedding } from './kinds/faces.js';
 export type { FaceModels } from './kinds/models.js';
 export type { SearchResults } from './kinds/search-results.js';
-export type { Logger } from './logger.js';
 export type { KindName, Metrics } from './metrics.js';

@@ -15,6 +15,7 @@ export const KIND_NAMES = [
   'rejection',
   'robots',
 ] as const;
+/** What a cached fact is about, as metrics and statistics name it. */
 export type KindName = (typeof KIND_NAMES)[number];
 
 export type LookupResult = 'redis_hit' | 'postgres_hit' | 'miss' | 'error';
@@ -28,6 +29,7 @@ const SECONDS = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5
 /** From a millisecond to an hour: waiting is longer than working. */
 const LONG_SECONDS = [0.001, 0.01, 0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600];
 
+/** What a process counts, with the registry that tells it to Prometheus. */
 export type Metrics = ReturnType<typeof createMetrics>;
 
 export function createMetrics(registry: Registry = new Registry()) {

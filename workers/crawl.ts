@@ -4,7 +4,7 @@ import type { Claims } from '../src/cache/claims.js';
 import type { CrawlRecords, NewImage, UrlFacts } from '../src/cache/crawl-records.js';
 import type { NearDuplicate, SearchOptions } from '../src/cache/near-duplicates.js';
 import type { Fetched, Fetcher, Validators } from '../src/crawl/fetch.js';
-import { DeferredError, RetryableError } from '../src/errors.js';
+import { DeferredError, RejectedError, RetryableError } from '../src/errors.js';
 import type { Events } from '../src/events.js';
 import { type ProcessedImage, processImage } from '../src/images/image.js';
 import type { CrawlContent, CrawlUrl, RefusalReason, Rejection } from '../src/kinds/crawl.js';
@@ -89,16 +89,20 @@ async function crawlUrl(step: Step): Promise<CrawlOutcome> {
     const validators = validatorsOf(step, fetched);
     const byContent = await knownContent(step, contentHash, validators);
     if (!byContent) return crawlContent(step, fetched, contentHash, validators);
-    if (step.job.force) await restoreObjects(step, fetched, byContent);
+    if (step.job.force) await restoreObjects(step, fetched, contentHash);
     return byContent;
   });
 }
 
 /** An earlier run may have booked a visit that nobody needs any more. */
 async function withoutVisit(step: Step, outcome: CrawlOutcome): Promise<CrawlOutcome> {
+  await forgetVisit(step);
+  return outcome;
+}
+
+async function forgetVisit(step: Step): Promise<void> {
   const booked = trailOf(step).at(-1);
   if (booked) await step.politeness.forget(step.id, booked).catch(() => undefined);
-  return outcome;
 }
 
 /**
@@ -129,7 +133,7 @@ async function crawlContent(
     return await claimed(step, `content:${contentHash}`, work);
   } catch (error) {
     // The origin was asked once; who waits for a twin need not ask again.
-    if (error instanceof DeferredError) await step.remember({ contentHash, ...validators });
+    if (error instanceof DeferredError) await step.remember({ contentHash, ...validators, trail: [] });
     throw error;
   }
 }
@@ -143,7 +147,7 @@ interface Stale {
 async function knownUrl(step: Step): Promise<{ outcome: CrawlOutcome | null; stale: Stale | null }> {
   const { job, records } = step;
   const facts = await timed(step, 'lookup', () => records.urlFacts(job.tenantId, job.url));
-  if (facts.rejection && !job.force) return { outcome: refused(facts.rejection), stale: null };
+  if (facts.rejection && !job.force) return { outcome: await refused(step, facts.rejection), stale: null };
   const own = await ownRecord(step, facts);
   if (own || !facts.record || job.force) return { outcome: own, stale: null };
   const { contentHash, rawKey, fetchedAt } = facts.record;
@@ -155,9 +159,10 @@ async function knownUrl(step: Step): Promise<{ outcome: CrawlOutcome | null; sta
 }
 
 /** @throws {RetryableError} where it was a failure that is remembered for a while, and no refusal */
-function refused({ reason, detail }: Rejection): CrawlOutcome {
-  if (reason === 'dns') throw new RetryableError('dns', `${detail} (within the last hour)`, { isFinal: true });
-  return { outcome: 'rejected', reason, detail };
+async function refused(step: Step, { reason, detail }: Rejection): Promise<CrawlOutcome> {
+  if (reason !== 'dns') return { outcome: 'rejected', reason, detail };
+  await forgetVisit(step);
+  throw new RetryableError('dns', `${detail} (within the last hour)`, { isFinal: true });
 }
 
 /** The origin says that the bytes are those of before. */
@@ -197,12 +202,21 @@ async function fetchImage(step: Step, stale: Stale | null): Promise<Fetched | nu
       if (fetched) step.events.fetched((performance.now() - started) / 1000, fetched.bytes.length);
       return fetched;
     } catch (error) {
-      // Who is put off goes on where he was; who failed begins anew.
-      if (error instanceof DeferredError) await step.remember({ trail });
-      else if (step.remembered.trail) await step.remember({ trail: [] });
-      throw error;
+      throw await afterFetch(step, trail, error);
     }
   });
+}
+
+/** Who is put off goes on where he was; who failed begins anew. */
+async function afterFetch(step: Step, trail: string[], error: unknown): Promise<unknown> {
+  if (error instanceof DeferredError) {
+    await step.remember({ trail });
+    return error;
+  }
+  // Where the URL led some time ago may have been meant for a minute: its refusal says nothing of the URL, once.
+  const isOutdated = error instanceof RejectedError && trailOf(step).length > 1 && !step.remembered.askedAnew;
+  if (step.remembered.trail) await step.remember({ trail: [], ...(isOutdated && { askedAnew: true }) });
+  return isOutdated ? new DeferredError(1, `${error.message}, where the URL led in an earlier run`) : error;
 }
 
 /** The URLs that an earlier run of the job asked, and the one that it was put off at. */
@@ -228,9 +242,12 @@ async function knownContent(step: Step, contentHash: string, validators: Validat
 }
 
 /** Who forces a crawl wants all of it to be there: what the object store has lost or damaged is stored again. */
-async function restoreObjects(step: Step, fetched: Fetched, { contentHash, rawKey }: Kept): Promise<void> {
+async function restoreObjects(step: Step, fetched: Fetched, contentHash: string): Promise<void> {
+  const content = await step.records.content(step.job.tenantId, contentHash);
+  // Recorded through the library: its bytes lie in a store of its user's own.
+  if (!content?.jobId) return;
   const isWhole = await timed(step, 'store', async () => {
-    const keys = [rawKey, thumbnailKey(step.job.tenantId, contentHash)];
+    const keys = [content.rawKey, thumbnailKey(step.job.tenantId, contentHash)];
     const [raw, thumbnail] = await Promise.all(keys.map((key) => step.objects.get(key))).catch((cause: unknown) => {
       throw new RetryableError('storage', 'the object store did not answer', { cause });
     });

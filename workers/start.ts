@@ -10,11 +10,11 @@ import { workOf } from './jobs.js';
 import { processorOf } from './run.js';
 import { startSweep } from './sweep.js';
 
-/** How long jobs get to hand themselves back once they are told to stop. */
+/** The end of the deadline, in which jobs that are told to stop hand themselves back; half of it where it is short. */
 const HAND_BACK_MS = 2_000;
 
 export interface Workers {
-  /** Takes no more jobs, lets running ones finish for `deadlineMs`, has the rest handed back. Safe twice. */
+  /** Takes no more jobs, lets running ones finish and has the rest handed back within `deadlineMs`. Safe twice. */
   stop(deadlineMs: number): Promise<void>;
 }
 
@@ -77,10 +77,11 @@ async function stop(
 ): Promise<void> {
   const closing = Promise.all(workers.map((worker) => worker.close()));
   const LATE = Symbol('late');
-  if ((await within(deadlineMs, closing, LATE)) === LATE) {
+  const handBackMs = Math.min(HAND_BACK_MS, deadlineMs / 2);
+  if ((await within(deadlineMs - handBackMs, closing, LATE)) === LATE) {
     shutdown.abort(new Error('the process shuts down'));
     // Work that is deaf to its signal ends with the process; its lock ends soon after, and it runs again elsewhere.
-    await within(HAND_BACK_MS, closing, undefined);
+    await within(handBackMs, closing, undefined);
   }
   await closer.close();
 }

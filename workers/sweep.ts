@@ -1,7 +1,7 @@
 /**
  * What crashes leave behind and time makes old, at start and every 5 minutes: enqueues embeddings that are missing,
- * forgets claims of long ago, removes drafts of objects, deletes what was invalidated; and once a day, where that is asked
- * for, what is too old.
+ * forgets claims of long ago, removes drafts of objects, deletes what was invalidated. Once a day it looks through all
+ * images, since a queue can lose jobs of long ago, and deletes what is too old, where that is asked for.
  */
 import type { App } from '../src/app.js';
 import { unembeddedSince } from '../src/cache/unembedded.js';
@@ -11,26 +11,28 @@ import { type EmbeddingPayload, embeddingQueue } from '../src/queues/embedding.j
 
 const EVERY_MS = 5 * 60_000;
 const DAY_MS = 24 * 60 * 60_000;
-/** Rounds after the first look back this much further than the last one: a slow transaction commits late. */
+/** Rounds look back this much further than the one before: a slow transaction commits late. */
 const OVERLAP_MS = 10 * 60_000;
 
 export function startSweep(app: App, model: string): Periodic {
   const { cleanupDays } = app.config;
-  // What was forgotten on purpose is not to be embedded again.
-  let since = new Date(cleanupDays === null ? 0 : Date.now() - cleanupDays * DAY_MS);
-  let cleanedAt = Number.NEGATIVE_INFINITY;
+  let coveredUntil = 0;
+  let dailyAt = Number.NEGATIVE_INFINITY;
   const round = async (signal: AbortSignal) => {
     try {
       const started = Date.now();
+      const isDaily = started - dailyAt >= DAY_MS;
+      // What was forgotten on purpose is not to be embedded again.
+      const oldest = cleanupDays === null ? 0 : started - cleanupDays * DAY_MS;
+      const since = new Date(isDaily ? oldest : coveredUntil - OVERLAP_MS);
       app.events.swept(await enqueueMissing(app, model, since, signal));
       await app.claims.forgetExpired();
       await app.objects.tidy();
       app.connection.invalidation.purge();
-      if (cleanupDays !== null && started - cleanedAt >= DAY_MS) {
-        app.events.cleaned(await app.connection.cleanup(cleanupDays, signal));
-        cleanedAt = started;
-      }
-      if (!signal.aborted) since = new Date(started - OVERLAP_MS);
+      if (cleanupDays !== null && isDaily) app.events.cleaned(await app.connection.cleanup(cleanupDays, signal));
+      if (signal.aborted) return;
+      coveredUntil = started;
+      if (isDaily) dailyAt = started;
     } catch (error) {
       // An outage is reported by the guard, and the next round covers what this one did not.
       if (!(error instanceof TierUnavailableError)) app.events.troubled('sweep', error);

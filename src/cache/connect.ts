@@ -22,18 +22,25 @@ const REDIS_DEADLINE_MS = 250;
 const POSTGRES_DEADLINE_MS = 3_000;
 const DEFAULT_PREFIX = 'hc';
 
+/** Both tiers, opened, and what works on them. */
 export interface CacheConnection {
+  /** Each behind its guard; `redis` is `null` where there is to be none. */
   readonly tiers: Tiers;
+  /** Reads and writes through both tiers. */
   readonly hybrid: HybridCache;
+  /** Makes what a tenant has invisible, and deletes it. */
   readonly invalidation: Invalidation;
   /** Where writes wait for PostgreSQL; `null` without a queue on Redis. */
   readonly journal: Journal | null;
+  /** The look-ups of this process, by kind and answer. */
   readonly counts: LookupCounts;
+  /** For what needs a connection of its own. */
   readonly pool: Pool;
   /** What is no look-up of an entry. */
   readonly query: Query;
   /** See `cleanup`. */
   cleanup(days: number, signal?: AbortSignal): Promise<CleanedTable[]>;
+  /** Ends what is open. What was written waits to be stored first. */
   close(): Promise<void>;
 }
 

@@ -113,8 +113,9 @@ export class HostSchedule {
   async #wake(host: string, { job: id, delayMs }: Standing, rules: HostRules): Promise<void> {
     const job = await this.queue.getJob(id).catch(() => null);
     if (job === undefined) {
-      // Nobody will ever use its permit: the next one in line does.
-      await this.leave(host, id, rules);
+      // Nobody will ever use its permit: the next one in line does. Where thousands were removed, one after the other
+      // finds that out, for which the job that came by does not wait.
+      void this.leave(host, id, rules).catch(() => undefined);
     } else if (job) {
       // Where it is not delayed yet, it looks for itself once it is; where it runs already, it has its permit.
       await (delayMs > 0 ? job.changeDelay(delayMs) : this.state.promote(job)).catch(() => undefined);

@@ -14,7 +14,7 @@ export class FileStore implements ObjectStore {
   /** Written elsewhere, flushed, then renamed: a crash leaves at most a draft, which `tidy` removes. */
   async put(key: string, bytes: Uint8Array): Promise<void> {
     const path = this.#path(key);
-    if (await holds(path, bytes.length)) return;
+    if (await holds(path, bytes)) return;
     const draft = join(this.folder, DRAFTS, randomUUID());
     await Promise.all([mkdir(dirname(path), { recursive: true }), mkdir(dirname(draft), { recursive: true })]);
     try {
@@ -76,10 +76,10 @@ async function flushFolder(path: string): Promise<void> {
   }
 }
 
-/** The key names the content, so a file of the right length is the object: an interrupted write has no such name. */
-async function holds(path: string, length: number): Promise<boolean> {
+/** A disk may have damaged what was once whole: only the bytes themselves tell. */
+async function holds(path: string, bytes: Uint8Array): Promise<boolean> {
   try {
-    return (await stat(path)).size === length;
+    return (await stat(path)).size === bytes.length && (await readFile(path)).equals(bytes);
   } catch {
     return false;
   }

@@ -79,12 +79,14 @@ describe('a folder', () => {
     await expect(store.get('raw/\0')).rejects.toBeInstanceOf(ArgumentError);
   });
 
-  test('writes over what an interrupted copy left, and leaves no drafts', async () => {
+  test('writes over what a disk has damaged or an interrupted copy left, and leaves no drafts', async () => {
     const store = open(`file:${folder}/whole`);
     await store.put('raw/one', Buffer.from('whole'));
-    await writeFile(join(folder, 'whole/raw/one'), 'wh');
-    await store.put('raw/one', Buffer.from('whole'));
-    expect(await store.get('raw/one')).toEqual(Buffer.from('whole'));
+    for (const ruined of ['wh', 'whale']) {
+      await writeFile(join(folder, 'whole/raw/one'), ruined);
+      await store.put('raw/one', Buffer.from('whole'));
+      expect(await store.get('raw/one')).toEqual(Buffer.from('whole'));
+    }
     expect(await readdir(join(folder, 'whole'), { recursive: true })).toEqual(['.drafts', 'raw', 'raw/one']);
   });
 

@@ -6,6 +6,7 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { App } from '../../src/app.js';
 import { lookup } from '../../src/cache/tier.js';
 import { faceEmbeddings } from '../../src/kinds/faces.js';
+import { thumbnailKey as thumbnailKeyOf } from '../../src/storage/object-store.js';
 import type { CrawlOutcome } from '../../workers/crawl.js';
 import { startWorkers, type Workers } from '../../workers/start.js';
 import { enqueueMissing } from '../../workers/sweep.js';
@@ -125,12 +126,28 @@ describe.each([
       () => rm(path(rawKey)),
       () => rm(path(thumbnailKey)),
       () => writeFile(path(rawKey), body.subarray(1)),
+      () =>
+        writeFile(
+          path(rawKey),
+          body.map((byte, i) => (i === 100 ? byte ^ 1 : byte)),
+        ),
     ]) {
       await ruin();
       expect(await crawled(app, 'acme', url, { force: true })).toMatchObject({ outcome: 'skipped', reason: 'content' });
       expect(await app.objects.get(rawKey)).toEqual(body);
       expect(await app.objects.get(thumbnailKey as string)).toEqual(thumbnail);
     }
+  });
+
+  test('leaves alone, when forced, what the library recorded: its bytes lie elsewhere', async () => {
+    const body = await flatImage(50, 52, '#0000ff');
+    const url = site.put('/elsewhere.png', { body, type: 'image/png' });
+    await app.cache.storeCrawledImage(url, body, { rawKey: '../theirs.png' }, 'acme');
+    expect(await crawled(app, 'acme', url, { force: true })).toMatchObject({
+      outcome: 'skipped',
+      rawKey: '../theirs.png',
+    });
+    expect(await app.objects.get(thumbnailKeyOf('acme', sha256(body)))).toBeNull();
   });
 
   test('remembers what can never be an image, and does not ask for it again', async () => {

@@ -206,6 +206,23 @@ describe.each([
     expect(second - first).toBeGreaterThan(120);
   });
 
+  test('where a redirect led before the wait says nothing of the URL: it is asked once more', async () => {
+    app = start({ FETCH_HOST_CONCURRENCY: '1', FETCH_ROBOTS: 'ignore' });
+    await using other = await startSite({ host: '127.0.0.2' });
+    const outdated = other.put('/signed-for-a-minute.png', { status: 403 });
+    const held = other.hold('/held.png', { body: PICTURE, type: 'image/png' });
+    const [holding = ''] = await enqueue([held.url]);
+    await other.until(({ requests }) => requests.length === 1);
+    const waiting = await enqueue([site.redirect('/fresh.png', outdated), site.redirect('/gone.png', outdated)]);
+    await delayed(app, waiting);
+    site.redirect('/fresh.png', picture('signed-anew', other));
+    held.release();
+    const [, fresh, gone] = await allEnded([holding, ...waiting]);
+    expect(fresh).toMatchObject({ attempts: 1, outcome: { outcome: 'skipped', reason: 'content' } });
+    expect(gone).toMatchObject({ attempts: 1, outcome: { outcome: 'rejected', reason: 'forbidden' } });
+    expect([site.countOf('/fresh.png'), site.countOf('/gone.png')]).toEqual([2, 2]);
+  });
+
   test('a host that has had enough is left alone for as long as it says, by all', async () => {
     app = start({ FETCH_ROBOTS: 'ignore', FETCH_HOST_CONCURRENCY: '1' });
     start({ FETCH_ROBOTS: 'ignore', FETCH_HOST_CONCURRENCY: '1' });
