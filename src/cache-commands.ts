@@ -3,6 +3,7 @@ import { type Command, InvalidArgumentError } from 'commander';
 import type { App } from './app.js';
 import { explain } from './cache/explain.js';
 import { verify } from './cache/verify.js';
+import { allowedGap } from './crawl/robots.js';
 import { examples, figures, print } from './output.js';
 
 interface Output {
@@ -31,7 +32,8 @@ export function addCacheCommands(program: Command, open: () => Promise<App & Asy
     .option('--json', 'print JSON')
     .action(async (url: string, { tenant, json }: Output & { tenant: string }) => {
       await using app = await open();
-      const found = await explain(app.connection.hybrid, tenant, url, app.config.fetch.revalidateAfterMs);
+      const { crawler, revalidateAfterMs } = app.config.fetch;
+      const found = await explain(app.connection.hybrid, tenant, url, revalidateAfterMs, { crawler, allowedGap });
       print(json, found, figures(rows('', found)));
     });
 

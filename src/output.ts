@@ -7,8 +7,9 @@ export function print(json: boolean | undefined, value: unknown, text: string): 
 
 /** Figures one below the other, each behind its label. */
 export function figures(rows: readonly (readonly [string, unknown])[]): string {
-  const width = Math.max(...rows.map(([label]) => label.length)) + 2;
-  return rows.map(([label, figure]) => `${label.padEnd(width)}${String(figure)}`).join('\n');
+  const texts = rows.map(([label, figure]) => [printable(label), printable(String(figure))] as const);
+  const width = Math.max(...texts.map(([label]) => label.length)) + 2;
+  return texts.map(([label, figure]) => `${label.padEnd(width)}${figure}`).join('\n');
 }
 
 /** What `--help` shows last. */

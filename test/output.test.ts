@@ -1,5 +1,6 @@
 /** What commands print, where: figures for people, JSON for scripts, colours and bars on a terminal alone. */
 import { beforeAll, describe, expect, test } from 'vitest';
+import { figures, table } from '../src/output.js';
 import { Progress } from '../src/progress.js';
 import { runCommand, startOnTerminal } from './support/command.js';
 
@@ -48,6 +49,25 @@ describe('progress', () => {
     progress.end();
     progress[Symbol.dispose]();
     expect(written).toEqual(['crawling: 3 of 3\n']);
+  });
+});
+
+describe('what strangers chose', () => {
+  // Clears the screen, in both spellings of the escape; overwrites the line; begins another; turns the text around.
+  const STEERING = 'a\u001b[2Jb\u009b2Jc\rd\ne\u202ef';
+  const PRINTED = 'a?[2Jb?2Jc?d?e?f';
+
+  test('steers no terminal as a figure or its label, which stands in one line', () => {
+    expect(
+      figures([
+        ['etag', STEERING],
+        [STEERING, 1_234],
+      ]),
+    ).toBe(`etag              ${PRINTED}\n${PRINTED}  1234`);
+  });
+
+  test('nor in a table', () => {
+    expect(table(['host', 'failed'], [[STEERING, 1_234]])).toBe(`host              failed\n${PRINTED}   1,234`);
   });
 });
 

@@ -1,5 +1,6 @@
 /** What README.md tells its reader to run, is run; what it shows, is true. A new command or snippet has to be added here. */
-import { execFile } from 'node:child_process';
+import { execFile, spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { existsSync, readFileSync } from 'node:fs';
 import { mkdir, mkdtemp, rm, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
@@ -219,7 +220,7 @@ describe('every command within the text', () => {
     'npm run openapi': 'package.json',
     'npm run schemas': 'package.json',
   };
-  const HERE = /^(npx hybrid-cache |docker compose |echo )/;
+  const HERE = /^(npx hybrid-cache |docker compose |echo |node --env-file)/;
 
   test('is run here, or by what is named', () => {
     expect(commands.filter((command) => !HERE.test(command) && !ELSEWHERE[command])).toEqual([]);
@@ -260,8 +261,8 @@ describe('every command within the text', () => {
   test('containers: what is named exists, since there may be no engine here', async () => {
     const compose = parse(readFileSync('docker-compose.yml', 'utf8'), { merge: true });
     const services = Object.entries<{ profiles?: string[]; build?: string; ports?: unknown }>(compose.services);
-    const [up, ...others] = named('docker compose ');
-    expect([up, others]).toEqual(['docker compose up -d --build', []]);
+    const others = named('docker compose ').filter((command) => !command.startsWith('docker compose run '));
+    expect(others).toEqual(['docker compose up -d --build']);
     expect(services.some(([, { build }]) => build === '.') && existsSync('Dockerfile')).toBe(true);
     const flags = spans.filter((span) => /^--(profile|scale) /.test(span));
     const profiles = flags.flatMap((flag) => /^--profile (\w+)$/.exec(flag)?.[1] ?? []);
@@ -272,6 +273,43 @@ describe('every command within the text', () => {
     expect(compose.services[scaled].ports).toBeUndefined();
   });
 
+  test.each(named('docker compose run '))('%s', async (command) => {
+    await using site = await new Site().listen();
+    const url = site.put('/3.jpg', { body: await samplePhoto(3) });
+    const [, flags, name = '', words = '', list] =
+      /^docker compose run --rm( -T)? (\w+) (.+?)(?: < (\S+))?$/.exec(command) ?? [];
+    // Its words are the entry point's, as those of every service are; a list comes through no terminal.
+    const { services } = parse(readFileSync('docker-compose.yml', 'utf8'), { merge: true });
+    expect(services[name]).toMatchObject({ command: ['serve'] });
+    expect(readFileSync('Dockerfile', 'utf8')).toContain('ENTRYPOINT ["node", "dist/src/cli.js"]\n');
+    expect(flags === ' -T').toBe(list !== undefined);
+    const { code, out } = await runCommand(words.replace('<url>', url).split(' '), env, `${url}\n`);
+    expect(out).toMatch(list ? /\nstored +1\n/ : /^wouldSkip +false$/m);
+    expect(code).toBe(0);
+  });
+
+  test.each(named('node --env-file'))('%s', async (command) => {
+    const bare = await mkdtemp(join(tmpdir(), 'hc-readme-env-'));
+    onTestFinished(() => rm(bare, { recursive: true }));
+    await symlink(resolve('dist'), join(bare, 'dist'));
+    const example = readFileSync('.env.example', 'utf8');
+    const filled = example.replace(/^(\w+)=.*$/gm, (line, name) => (env[name] ? `${name}=${env[name]}` : line));
+    await writeFile(join(bare, '.env'), filled);
+    const child = spawn('sh', ['-c', `exec ${command}`], { cwd: bare, env: { PATH: process.env.PATH } });
+    const exited = once(child, 'exit');
+    let out = '';
+    for (const stream of [child.stdout, child.stderr]) stream.on('data', (chunk) => (out += chunk));
+    try {
+      const up = await until('the service to be up', () => /"address":"([^"]+)"/.exec(out)?.[1], MINUTES);
+      expect((await fetch(`${up}/readyz`)).status).toBe(200);
+      // Those of the file, and none that it would have brought.
+      expect(existsSync(join(bare, '.local')), out).toBe(false);
+    } finally {
+      child.kill('SIGTERM');
+    }
+    expect((await exited)[0], out).toBe(0);
+  });
+
   test('the token for the containers is one', async () => {
     const [command = '', ...others] = named('echo ');
     expect(others).toEqual([]);
@@ -279,6 +317,55 @@ describe('every command within the text', () => {
     const [, value = ''] = /^API_TOKENS=(.*)\n$/.exec(readFileSync(join(folder, '.env'), 'utf8')) ?? [];
     const { tokens } = toConfig({ ...env, HOST: '0.0.0.0', API_TOKENS: value }).http;
     expect(tokens).toHaveLength(1);
+  });
+});
+
+describe('what is said beside them', () => {
+  test('with API_TOKENS set, the curl above wants its header', async () => {
+    const [header = '', ...others] = spans.filter((span) => span.startsWith('-H '));
+    expect(others).toEqual([]);
+    const token = 'a=token=of=this=test';
+    await using running = startCommand(['serve'], { ...env, API_TOKENS: `${token}=acme` }, null);
+    const command = block('curl ').replace('http://127.0.0.1:3000', await addressOf(running));
+    const asked = async (line: string) => {
+      const { stdout } = await run('sh', ['-c', line], { env: { PATH: process.env.PATH, TOKEN: token } });
+      return JSON.parse(stdout);
+    };
+    expect(await asked(command)).toMatchObject({ status: 401 });
+    expect(await asked(`${command} ${header}`)).toMatchObject({ accepted: [{}], rejected: [] });
+    await stopped(running);
+  });
+
+  test(
+    'images of one’s own machine are refused, and fetched with FETCH_ALLOW and --force',
+    async () => {
+      const [, address = '', name = ''] = /`FETCH_ALLOW=([^`]+)`, or `([^`]+)`/.exec(readme) ?? [];
+      expect(spans).toContain('--force');
+      await using site = await new Site().listen();
+      const url = site.put('/mine.jpg', { body: await samplePhoto(4) });
+      const outcomes = async (FETCH_ALLOW: string, list: string, ...more: string[]) => {
+        // The service of all tests takes no job of these queues, and knows what they know.
+        const settings = { ...env, QUEUE_BACKEND: 'postgres', FETCH_ALLOW };
+        await using running = startCommand(['worker', 'crawl'], settings, null);
+        await addressOf(running);
+        const words = ['enqueue', '-', '--tenant', 'acme', '--wait', '--json', ...more];
+        const { out } = await runCommand(words, settings, list);
+        await stopped(running);
+        return JSON.parse(out).outcomes;
+      };
+      const refused = [{ outcome: 'rejected', reason: 'blocked-address', count: 1 }];
+      expect(await outcomes('', url)).toEqual(refused);
+      expect(await outcomes(address, url)).toEqual(refused);
+      expect(await outcomes(address, url, '--force')).toMatchObject([{ outcome: 'stored', count: 1 }]);
+      const named = url.replace('127.0.0.1', 'localhost');
+      expect(await outcomes(name, named)).toMatchObject([{ outcome: 'skipped', reason: 'content', count: 1 }]);
+    },
+    3 * MINUTES,
+  );
+
+  test('the page is where the text says', () => {
+    const { host, port } = toConfig({}).http;
+    expect(readme).toContain(` http://${host}:${port}/.`);
   });
 });
 

@@ -34,7 +34,7 @@ const CHANGES = {
       (select coalesce(json_agg(json_build_array(tenant_id, entry, version)), '[]') from (
          select tenant_id, entry, version from redis_repairs
          where written_at < clock_timestamp() - interval '${CONFIRM_MS} ms'
-         order by written_at limit ${MOST_REPAIRS + 1}) as pending) as repairs,
+         order by written_at limit $2) as pending) as repairs,
       pg_snapshot_xmin(pg_current_snapshot())::text as horizon`,
 };
 
@@ -188,7 +188,9 @@ export class Coherence {
 
   async #ask(): Promise<readonly Repair[]> {
     const started = performance.now();
-    const { rows } = await this.postgres.query<Changes>({ ...CHANGES, values: [this.#horizon] });
+    // Without Redis there is nothing to repair.
+    const most = this.redis ? MOST_REPAIRS + 1 : 0;
+    const { rows } = await this.postgres.query<Changes>({ ...CHANGES, values: [this.#horizon, most] });
     const [changes] = rows;
     if (!changes) return [];
     for (const [tenantId, generation] of changes.generations) this.learn(tenantId, generation);

@@ -1,5 +1,5 @@
 /** What is known of a URL, by which tier and for how long; and what a crawl of it would come to now. */
-import type { TierName } from '../errors.js';
+import { RejectedError, type TierName } from '../errors.js';
 import {
   type CrawlContent,
   type CrawlUrl,
@@ -23,9 +23,9 @@ type Known<Fact> = Fact & { readonly tier: TierName; readonly ageSeconds: number
 export interface Explanation {
   /** Canonical. */
   readonly url: string;
-  /** Whether a crawl would end without asking the site. */
+  /** Whether a crawl would end without asking the site, for what is remembered. Our own rules of addresses are not asked. */
   readonly wouldSkip: boolean;
-  /** Why: the URL is known, or was refused; `null` where it would be fetched. */
+  /** Why: the URL is known, was refused, or is closed to us by rules that are known; `null` where it would be fetched. */
   readonly reason: 'url' | RefusalReason | null;
   /** The same in a sentence. */
   readonly because: string;
@@ -49,6 +49,14 @@ export interface Explanation {
   readonly robots: Known<Pick<Robots, 'origin' | 'trouble'> & { readonly expiresAt: string }> | null;
 }
 
+/** How a crawl reads an origin's rules. It is given: the cache knows no crawl. */
+interface RobotsReading {
+  /** Our product token; `null` passes over robots rules. */
+  readonly crawler: string | null;
+  /** That of `crawl/robots.ts`: throws a `RejectedError` where the URL is not for us. */
+  readonly allowedGap: (robots: Robots, url: string, crawler: string) => number;
+}
+
 /**
  * @param revalidateAfterMs after which a known URL is asked for again; `null` never
  * @throws {ArgumentError} for what is no URL
@@ -59,6 +67,7 @@ export async function explain(
   tenantId: string,
   given: string,
   revalidateAfterMs: number | null,
+  reading: RobotsReading,
 ): Promise<Explanation> {
   const url = canonicalUrl(given);
   const { origin } = new URL(url);
@@ -78,7 +87,7 @@ export async function explain(
   const stale = record !== null && revalidateAfterMs !== null && Date.now() - record.fetchedAt >= revalidateAfterMs;
   return {
     url,
-    ...verdict(record, counts ? rejection : null, stale),
+    ...verdict(record, counts ? rejection : null, stale, robots && closedBy(robots, url, reading)),
     record: record && {
       ...told(found, record.fetchedAt),
       contentHash: record.contentHash,
@@ -119,6 +128,7 @@ function verdict(
   record: CrawlUrl | null,
   refusal: Rejection | null,
   stale: boolean,
+  closed: string | null,
 ): Pick<Explanation, 'wouldSkip' | 'reason' | 'because'> {
   if (refusal) {
     const { reason, detail, expiresAt } = refusal;
@@ -128,10 +138,22 @@ function verdict(
     const because = `its image is known since ${moment(record.fetchedAt)}`;
     return { wouldSkip: true, reason: 'url', because };
   }
+  if (closed !== null) return { wouldSkip: true, reason: 'robots', because: `closed to our crawler by ${closed}` };
   const because = record
     ? 'it is known, and so old that the site would be asked whether it is still the same'
     : 'nothing is known of it';
   return { wouldSkip: false, reason: null, because };
+}
+
+/** The rule that closes the URL to us, while it counts. Where nobody could say, a crawl waits, and asks anew. */
+function closedBy(robots: Robots, url: string, reading: RobotsReading): string | null {
+  if (reading.crawler === null || robots.expiresAt <= Date.now()) return null;
+  try {
+    reading.allowedGap(robots, url, reading.crawler);
+    return null;
+  } catch (error) {
+    return error instanceof RejectedError ? `${error.detail}, until ${moment(robots.expiresAt)}` : null;
+  }
 }
 
 function told(answer: Answer, since: number): { tier: TierName; ageSeconds: number } {

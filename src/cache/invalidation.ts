@@ -31,6 +31,7 @@ const PURGED = {
 export class Invalidation {
   #purging: Promise<void> | undefined;
   #again = false;
+  #deciding: Promise<unknown> = Promise.resolve();
   readonly #stopped = new AbortController();
 
   constructor(
@@ -88,7 +89,10 @@ export class Invalidation {
     await this.#purging;
   }
 
-  /** In a transaction of its own, with time enough; unless PostgreSQL turns out to be away. */
+  /**
+   * In a transaction of its own, with time enough; unless PostgreSQL turns out to be away. One after the other: there they
+   * would wait for one another too, each with a connection that reads have to do without.
+   */
   async #decide<Row>(text: string, values: unknown[]): Promise<Row> {
     const { guard } = this.tiers.postgres;
     const decide = async () => {
@@ -110,7 +114,9 @@ export class Invalidation {
         client.release(failed);
       }
     };
-    return guard.run('query', decide, DEADLINE_MS);
+    const decision = this.#deciding.then(() => guard.run('query', decide, DEADLINE_MS));
+    this.#deciding = decision.catch(() => undefined);
+    return decision;
   }
 
   async #spread(tenantId: string, generation: number): Promise<void> {
@@ -169,17 +175,15 @@ export class Invalidation {
   }
 
   async #purgeTable(table: string, tenantId: string, generation: string): Promise<void> {
-    const statement = {
-      name: `purge ${table}`,
-      text:
-        `delete from ${table} where ctid = any(array(select ctid from ${table} ` +
-        `where tenant_id = $1 and generation < $2 limit ${BATCH}))`,
-      values: [tenantId, generation],
-    };
-    let deleted = BATCH;
-    while (deleted === BATCH && !this.#stopped.signal.aborted) {
-      const result = await this.query(statement, 'write');
-      deleted = result.rowCount ?? 0;
+    const dead = `from ${table} where tenant_id = $1 and generation < $2`;
+    const values = [tenantId, generation];
+    const batch = `delete from ${table} where ctid = any(array(select ctid ${dead} limit ${BATCH}))`;
+    // A batch may find that another process has just deleted it, and has more to delete.
+    const rest = { name: `purge_rest ${table}`, text: `select exists(select ${dead}) as left`, values };
+    let isDone = false;
+    while (!isDone && !this.#stopped.signal.aborted) {
+      const { rowCount } = await this.query({ name: `purge ${table}`, text: batch, values }, 'write');
+      if (rowCount !== BATCH) isDone = !(await this.query<{ left: boolean }>(rest)).rows[0]?.left;
       await pause(BREATH_MS);
     }
   }

@@ -46,8 +46,8 @@ export class AddressPolicy {
     if (address === null) return 'the address is not usable';
     if (this.#deny.some((rule) => isDenied(rule, host, port, address))) return 'denied by FETCH_DENY';
     if (this.#allow.some((rule) => this.#isAllowed(rule, host, port, address))) return null;
-    if (isPrivateName(host)) return 'the name is not public';
-    if (address && !isPublicAddress(address)) return 'the address is not public';
+    if (isPrivateName(host)) return 'the name is not public; FETCH_ALLOW may name it';
+    if (address && !isPublicAddress(address)) return 'the address is not public; FETCH_ALLOW may name it';
     return this.#ports.includes(port) ? null : `port ${port} is not open; FETCH_ALLOW may name it`;
   }
 

@@ -2,6 +2,7 @@
 import type { FastifyInstance, FastifyRequest } from 'fastify';
 import type { App } from '../app.js';
 import { explain } from '../cache/explain.js';
+import { allowedGap } from '../crawl/robots.js';
 import type { AccessRules } from './access.js';
 import { operations, serve } from './api.js';
 import { notFound, parsed } from './problem.js';
@@ -11,7 +12,8 @@ export function cacheRoutes(server: FastifyInstance, app: App, access: AccessRul
   serve(server, operations.explain, async (request) => {
     const tenant = access.tenant(request, tenantOf(request));
     const { url } = parsed(explainQuery, request.query);
-    return explain(app.connection.hybrid, tenant, url, app.config.fetch.revalidateAfterMs);
+    const { crawler, revalidateAfterMs } = app.config.fetch;
+    return explain(app.connection.hybrid, tenant, url, revalidateAfterMs, { crawler, allowedGap });
   });
 
   serve(server, operations.invalidate, async (request) => {

