@@ -135,7 +135,7 @@ const url = (protocols: readonly string[], also: readonly string[] = []): Variab
 });
 
 const tokens: Variable<readonly ApiToken[]> = {
-  expects: 'token=tenant or token=* pairs, comma-separated',
+  expects: 'token=tenant or token=* pairs, comma-separated, tokens in printable ASCII without blanks',
   fallback: [],
   secret: true,
   parse: (value) => {
@@ -146,7 +146,9 @@ const tokens: Variable<readonly ApiToken[]> = {
       const cut = pair.lastIndexOf('=');
       return { token: pair.slice(0, cut), tenant: pair.slice(cut + 1) };
     });
-    const good = ({ token, tenant }: ApiToken) => token.length > 0 && /^(\*|[A-Za-z0-9._-]{1,100})$/.test(tenant);
+    // What an Authorization header cannot carry in one piece would open nothing.
+    const good = ({ token, tenant }: ApiToken) =>
+      /^[\x21-\x7e]+$/.test(token) && /^(\*|[A-Za-z0-9._-]{1,100})$/.test(tenant);
     return parsed.every(good) ? parsed : undefined;
   },
 };

@@ -226,14 +226,39 @@ test('tokens are split at their last =, and one may stand in several pairs', () 
   ]);
 });
 
+const TOKENS_EXPECTED =
+  'expected token=tenant or token=* pairs, comma-separated, tokens in printable ASCII without blanks; got [secret]';
+
 test.each(['token', '=tenant', 'token=', 'token=a:b', 'token=**', 'token=a,', `token=${'x'.repeat(101)}`])(
   '%j is no list of tokens',
   (tokens) => {
-    expect(problemsOf({ API_TOKENS: tokens })).toEqual([
-      'API_TOKENS: expected token=tenant or token=* pairs, comma-separated; got [secret]',
-    ]);
+    expect(problemsOf({ API_TOKENS: tokens })).toEqual([`API_TOKENS: ${TOKENS_EXPECTED}`]);
   },
 );
+
+test.each([
+  'two words=acme',
+  'token =acme',
+  'tab\tbed=acme',
+  'tökén=*',
+  'токен=*',
+  'zero\u200bwidth=*',
+  'del\x7f=*',
+  'good=acme,b ad=acme',
+])('%j holds a token that no request could bring', (tokens) => {
+  expect(problemsOf({ API_TOKENS: tokens })).toEqual([`API_TOKENS: ${TOKENS_EXPECTED}`]);
+});
+
+test('a line of a file is no pair of its own', () => {
+  const file = secretFile('one=acme\ntwo=*\n');
+  expect(problemsOf({ API_TOKENS_FILE: file })).toEqual([`API_TOKENS_FILE: ${TOKENS_EXPECTED}`]);
+});
+
+test('every printable character may be part of a token', () => {
+  const token = Array.from({ length: 0x7e - 0x20 }, (_, n) => String.fromCharCode(0x21 + n)).join('');
+  const pair = `${token.replace(',', '')}=acme`;
+  expect(toConfig({ API_TOKENS: pair }).http.tokens).toEqual([{ token: token.replace(',', ''), tenant: 'acme' }]);
+});
 
 test.each(['0.0.0.0', '::', '192.168.1.5', 'example.com', '127.0.0.1.example.com'])(
   'without tokens the server does not listen on %s',

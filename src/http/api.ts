@@ -31,6 +31,8 @@ export interface Operation<Answer extends z.ZodType = z.ZodType> {
     readonly schema: Answer;
     readonly type?: string;
   };
+  /** It carries an `ETag`: who has it still is answered with 304. */
+  readonly tagged?: true;
   /** Another status with the same answer. */
   readonly also?: { readonly status: number; readonly description: string };
   /** Statuses of problems beyond those that come with the method, the body and the access. */
@@ -95,6 +97,7 @@ export const operations = {
     access: 'viewer',
     params: schemas.imagePath,
     answer: { status: 200, description: 'The bytes.', schema: bytes, type: 'image/*' },
+    tagged: true,
     problems: [404, 503],
   }),
   thumbnail: operation({
@@ -105,6 +108,7 @@ export const operations = {
     access: 'viewer',
     params: schemas.imagePath,
     answer: { status: 200, description: 'The bytes.', schema: bytes, type: 'image/jpeg' },
+    tagged: true,
     problems: [404, 503],
   }),
   explain: operation({
@@ -192,11 +196,11 @@ export const operations = {
   }),
 };
 
-/** Mounts an operation. What `perform` resolves with is checked, by its type, to be what is declared. */
+/** Mounts an operation. What `perform` resolves with is checked, by its type, to be what is declared, or sent already. */
 export function serve<Answer extends z.ZodType>(
   server: FastifyInstance,
   { method, path, answer }: Operation<Answer>,
-  perform: (request: FastifyRequest, reply: FastifyReply) => Promise<z.input<NoInfer<Answer>>>,
+  perform: (request: FastifyRequest, reply: FastifyReply) => Promise<z.input<NoInfer<Answer>> | FastifyReply>,
   options: RouteShorthandOptions = {},
 ): void {
   server.route({

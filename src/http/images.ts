@@ -3,6 +3,7 @@ import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import type { App } from '../app.js';
 import { viewImage } from '../cache/image-view.js';
 import type { CrawlContent } from '../kinds/crawl.js';
+import { sha256 } from '../kinds/identity.js';
 import type { AccessRules } from './access.js';
 import { operations, serve } from './api.js';
 import { HttpProblem, notFound } from './problem.js';
@@ -17,14 +18,20 @@ export function imageRoutes(server: FastifyInstance, app: App, access: AccessRul
   });
 
   serve(server, operations.raw, async (request, reply) => {
-    const { content } = await recorded(request, app, access);
-    return sendObject(reply, app, content.rawKey, content.mimeType ?? 'application/octet-stream');
+    const { contentHash, content } = await recorded(request, app, access);
+    const { rawKey: key, mimeType } = content;
+    const sound = (bytes: Buffer) => sha256(bytes) === contentHash;
+    const object = { key, etag: `"${contentHash}"`, type: mimeType ?? 'application/octet-stream', sound };
+    return sendObject(request, reply, app, object);
   });
 
   serve(server, operations.thumbnail, async (request, reply) => {
-    const { content } = await recorded(request, app, access);
-    if (!content.thumbnailKey) throw notFound();
-    return sendObject(reply, app, content.thumbnailKey, 'image/jpeg');
+    const { contentHash, content } = await recorded(request, app, access);
+    const { thumbnailKey: key, storedAt } = content;
+    if (!key) throw notFound();
+    // Another release may draw it otherwise: whoever stores the image anew names it anew.
+    const object = { key, etag: `"thumbnail-${contentHash}-${storedAt}"`, type: 'image/jpeg', sound: () => true };
+    return sendObject(request, reply, app, object);
   });
 }
 
@@ -35,22 +42,55 @@ function pathOf(request: FastifyRequest, access: AccessRules): { tenantId: strin
   return path.data;
 }
 
-async function recorded(request: FastifyRequest, app: App, access: AccessRules): Promise<{ content: CrawlContent }> {
+async function recorded(
+  request: FastifyRequest,
+  app: App,
+  access: AccessRules,
+): Promise<{ contentHash: string; content: CrawlContent }> {
   const { tenantId, contentHash } = pathOf(request, access);
   const content = await app.records.content(tenantId, contentHash);
   if (!content) throw notFound();
-  return { content };
+  return { contentHash, content };
 }
 
-async function sendObject(reply: FastifyReply, app: App, key: string, type: string): Promise<Buffer> {
+interface SentObject {
+  readonly key: string;
+  readonly etag: string;
+  readonly type: string;
+  /** Whether they are the bytes that were stored, as far as can be told. */
+  sound(bytes: Buffer): boolean;
+}
+
+/** The token was seen and the record found; only then is a browser told that what it has is still good. */
+async function sendObject(
+  request: FastifyRequest,
+  reply: FastifyReply,
+  app: App,
+  { key, etag, type, sound }: SentObject,
+): Promise<Buffer | FastifyReply> {
+  if (names(request.headers['if-none-match'], etag)) return reply.code(304).headers(headersOf(etag)).send();
   const bytes = await app.objects.get(key);
   if (!bytes) throw new HttpProblem(503, 'the object of this image is missing from the store');
-  reply
-    .type(type)
-    .header('x-content-type-options', 'nosniff')
-    // A browser that is logged in to the page would show it inside of any other.
-    .header('cross-origin-resource-policy', 'same-origin')
-    .header('content-security-policy', "default-src 'none'; sandbox")
-    .header('cache-control', 'private, max-age=31536000, immutable');
+  if (!sound(bytes)) throw new HttpProblem(503, 'the object of this image is damaged in the store');
+  reply.type(type).headers(headersOf(etag));
   return bytes;
+}
+
+function headersOf(etag: string): Record<string, string> {
+  return {
+    etag,
+    // Kept, but asked for each time: an image may be forgotten, and another person may sit down at the browser.
+    'cache-control': 'private, no-cache',
+    vary: 'authorization',
+    'x-content-type-options': 'nosniff',
+    // A browser that is logged in to the page would show it inside of any other.
+    'cross-origin-resource-policy': 'same-origin',
+    'content-security-policy': "default-src 'none'; sandbox",
+  };
+}
+
+/** By the weak comparison of RFC 9110, 13.1.2: a proxy that packs an answer makes its tag a weak one. */
+function names(ifNoneMatch: string | undefined, etag: string): boolean {
+  if (ifNoneMatch === undefined) return false;
+  return ifNoneMatch.trim() === '*' || [...ifNoneMatch.matchAll(/"[^"]*"/g)].some(([tag]) => tag === etag);
 }

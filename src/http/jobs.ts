@@ -2,11 +2,14 @@
 import type { FastifyInstance, FastifyRequest } from 'fastify';
 import type { z } from 'zod';
 import type { App } from '../app.js';
+import { TierUnavailableError } from '../errors.js';
 import { firstProblem } from '../queues/contract.js';
 import { type CrawlPayload, crawlPayload, crawlQueue } from '../queues/crawl.js';
 import { embeddingQueue } from '../queues/embedding.js';
+import { type Queues, QueueUnavailableError } from '../queues/index.js';
 import type { AccessRules } from './access.js';
 import { operations, serve } from './api.js';
+import { Deadline } from './deadline.js';
 import { notFound, parsed } from './problem.js';
 import { ImageQuota } from './quota.js';
 import { crawlJobsBody, embeddingJob, type job, jobPath } from './schemas.js';
@@ -29,9 +32,13 @@ export function jobRoutes(server: FastifyInstance, app: App, access: AccessRules
   const enqueueCrawl = async (request: FastifyRequest) => {
     const body = parsed(crawlJobsBody, request.body);
     access.tenant(request, body.tenantId);
-    const { payloads, urls, rejected } = await sorted(body);
+    const isMany = body.images.length > 1;
+    // To check and enqueue many may take longer than a second: that the store is away is found out beside the checks.
+    const [{ payloads, urls, rejected }] = await Promise.all([sorted(body), isMany ? reach(app.queues) : null]);
+    const deadline = new Deadline();
     await quota.take(request, payloads.length);
-    const ids = payloads.length > 0 ? await app.queues.enqueue(crawlQueue, payloads) : [];
+    const enqueued = payloads.length > 0 ? app.queues.enqueue(crawlQueue, payloads) : Promise.resolve([]);
+    const ids = await (isMany ? enqueued : deadline.of(enqueued, new QueueUnavailableError()));
     return { accepted: ids.map((jobId, i) => ({ url: urls[i] as string, jobId })), rejected };
   };
   serve(server, operations.enqueueCrawl, enqueueCrawl, crawlOptions);
@@ -39,8 +46,11 @@ export function jobRoutes(server: FastifyInstance, app: App, access: AccessRules
   const enqueueEmbedding = async (request: FastifyRequest) => {
     const body = parsed(embeddingJob, request.body);
     access.tenant(request, body.tenantId);
-    if (!(await app.records.content(body.tenantId, body.contentHash))) throw notFound();
-    const [jobId] = await app.queues.enqueue(embeddingQueue, [{ v: 1, ...body }]);
+    const deadline = new Deadline();
+    const looked = app.records.content(body.tenantId, body.contentHash);
+    if (!(await deadline.of(looked, new TierUnavailableError('postgres', 'no answer in time')))) throw notFound();
+    const enqueued = app.queues.enqueue(embeddingQueue, [{ v: 1, ...body }]);
+    const [jobId] = await deadline.of(enqueued, new QueueUnavailableError());
     return { jobId: jobId as string };
   };
   serve(server, operations.enqueueEmbedding, enqueueEmbedding, { onRequest });
@@ -49,11 +59,18 @@ export function jobRoutes(server: FastifyInstance, app: App, access: AccessRules
     const allowed = access.of(request);
     const path = jobPath.safeParse(request.params);
     const found = path.success ? await app.queues.job(path.data.queue, path.data.id) : null;
-    if (!found || !(allowed.all || allowed.mayUse(String(found.tenantId)))) throw notFound();
-    const { tenantId: _, ...view } = found;
+    if (!found) throw notFound();
+    const { tenantId, ...view } = found;
+    // Another client's job may name anything, or nothing: that is for those alone who see all tenants.
+    if (!allowed.all && !(typeof tenantId === 'string' && allowed.mayUse(tenantId))) throw notFound();
     // Its outcome is what a worker left: of ours, one of the union.
     return view as z.input<typeof job>;
   });
+}
+
+/** @throws {QueueUnavailableError} within a second */
+async function reach(queues: Queues): Promise<void> {
+  if (!(await queues.isUp())) throw new QueueUnavailableError();
 }
 
 async function sorted({ tenantId, images, force }: z.infer<typeof crawlJobsBody>) {
@@ -63,7 +80,7 @@ async function sorted({ tenantId, images, force }: z.infer<typeof crawlJobsBody>
   await inSlices(images, (image, index) => {
     const fields = typeof image === 'object' && image !== null ? image : {};
     const given = 'url' in fields && typeof fields.url === 'string' ? fields.url : null;
-    const result = crawlPayload.safeParse({ ...fields, v: 1, tenantId, ...(force ? { force } : {}) });
+    const result = crawlPayload.safeParse({ ...(force ? { force } : {}), ...fields, v: 1, tenantId });
     if (result.success && given !== null) {
       payloads.push(result.data);
       urls.push(given);

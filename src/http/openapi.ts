@@ -48,6 +48,7 @@ export function openApiDocument(): { openapi: string } & Json {
       },
       headers: {
         RequestId: { description: 'Names the request; the log does too.', schema: { type: 'string' } },
+        ETag: { description: 'Names these bytes, for `If-None-Match`.', schema: { type: 'string' } },
         RetryAfter: { description: 'Seconds to wait.', schema: { type: 'integer' } },
         Challenge: { description: 'What to authenticate by.', schema: { type: 'string' } },
       },
@@ -64,8 +65,9 @@ function pathsOf(declared: readonly Operation[]): Json {
 }
 
 function operationObject(operation: Operation): Json {
-  const { id, summary, description, access, params, query, body, answer, also } = operation;
-  const success = (told: string) => ({ description: told, headers: headers('RequestId'), content: contentOf(answer) });
+  const { id, summary, description, access, params, query, body, answer, also, tagged } = operation;
+  const told = headers('RequestId', ...(tagged ? ['ETag'] : []));
+  const success = (about: string) => ({ description: about, headers: told, content: contentOf(answer) });
   const parameters = [...parametersOf('path', params), ...parametersOf('query', query)];
   return {
     operationId: id,
@@ -77,6 +79,7 @@ function operationObject(operation: Operation): Json {
     responses: {
       [answer.status]: success(answer.description),
       ...(also ? { [also.status]: success(also.description) } : {}),
+      ...(tagged ? { 304: { description: 'What `If-None-Match` names is still the answer.', headers: told } } : {}),
       ...Object.fromEntries(problemsOf(operation).map((status) => [status, response(`Problem${status}`)])),
       default: response('Problem'),
     },
@@ -108,6 +111,7 @@ function problemResponse(description = 'Error', ...also: string[]): Json {
 
 const HEADER_NAMES: Readonly<Record<string, string>> = {
   RequestId: 'x-request-id',
+  ETag: 'etag',
   RetryAfter: 'retry-after',
   Challenge: 'www-authenticate',
 };

@@ -132,7 +132,7 @@ class OverviewSource {
 
   read({ all, tenants }: Access): Promise<Overview> {
     const scope = all ? null : [...tenants].sort();
-    return this.#shared.get(`overview ${scope?.join()}`, FRESH_MS, () => this.#make(scope));
+    return this.#shared.get(keyOf('overview', scope), FRESH_MS, () => this.#make(scope));
   }
 
   async #make(tenants: readonly string[] | null): Promise<Overview> {
@@ -141,14 +141,14 @@ class OverviewSource {
     const ofAll = tenants === null;
     const at = Date.now();
     const told = teller(ofAll);
-    const run = (queue: QueueName) => told(async () => runOf(theirs(await this.#completed(queue), tenants), at));
+    const run = (queue: QueueName) => told(async () => runOf(await this.#completed(queue), tenants, at));
     const [crawl, embedding, holdings, faces, queues, lookups, replayPending, tiers, failures, troubles, images] =
       await Promise.all([
         run('crawl'),
         run('embedding'),
-        told(() => this.#shared.get(`holdings ${tenants}`, COUNTED_MS, () => this.#holdings(tenants))),
+        told(() => this.#shared.get(keyOf('holdings', tenants), COUNTED_MS, () => this.#holdings(tenants))),
         told(() =>
-          this.#shared.get(`faces ${tenants}`, COUNTED_MS, () => facesFound(connection.query, tenants, model)),
+          this.#shared.get(keyOf('faces', tenants), COUNTED_MS, () => facesFound(connection.query, tenants, model)),
         ),
         ofAll ? told(() => Promise.all(QUEUE_NAMES.map((queue) => this.#queue(queue)))) : undefined,
         ofAll ? told(() => this.#lookupView()) : undefined,
@@ -261,6 +261,11 @@ class OverviewSource {
       searchNearDuplicates(this.app.connection.query, tenantId, phash, { except: contentHash }),
     );
   }
+}
+
+/** One for each scope: a tenant may be called `null` or `undefined`, and no name holds a blank or a comma. */
+function keyOf(part: string, tenants: readonly string[] | null): string {
+  return tenants ? `${part} of ${tenants.join()}` : `${part} of all tenants`;
 }
 
 /** Why something is missing may name a host, which is the operator's to know. */

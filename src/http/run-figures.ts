@@ -3,6 +3,8 @@ import { QUEUE_NAMES, type QueueName } from '../queues/contract.js';
 import type { EndedJob, EndedJobs } from './ended-jobs.js';
 
 const RATE_SECONDS = 60;
+/** What a tenant is told of, where the window does not hold all: the longest of these that it reaches back. */
+const TENANT_SECONDS = [RATE_SECONDS, 10, 1];
 /** Seconds of one point of the curve. */
 const POINT_SECONDS = 2;
 
@@ -15,7 +17,7 @@ interface Count {
 /** What became of the newest jobs of a queue, at most 1,000 of all tenants. */
 export interface Run {
   readonly jobs: number;
-  /** Whether older ones are kept, too. */
+  /** Whether older ones, of whomever, are kept, too. */
   readonly more: boolean;
   /** When the oldest of them ended; `null` of none. */
   readonly since: number | null;
@@ -36,21 +38,34 @@ export interface Failures {
   readonly reasons: { readonly queue: QueueName; readonly reason: string; readonly jobs: number }[];
 }
 
-/** Those of some tenants; `of` stays the whole window. */
-export function theirs(
-  { jobs, more }: EndedJobs,
-  tenants: readonly string[] | null,
-): EndedJobs & { readonly of: EndedJobs } {
-  const own = tenants ? jobs.filter(({ tenantId }) => tenantId !== null && tenants.includes(tenantId)) : jobs;
-  return { jobs: own, more, of: { jobs, more } };
+/** Those of some tenants. */
+export function theirs({ jobs, more }: EndedJobs, tenants: readonly string[] | null): EndedJobs {
+  return {
+    jobs: tenants ? jobs.filter(({ tenantId }) => tenantId !== null && tenants.includes(tenantId)) : jobs,
+    more,
+  };
 }
 
-/** The window is that of all tenants, also where only some of the jobs in it are shown. */
-export function runOf({ jobs, more, of }: ReturnType<typeof theirs>, at: number): Run {
-  const begins = of.jobs.at(-1)?.at ?? at;
-  const reach = more ? Math.max(1, (at - begins) / 1000) : Number.POSITIVE_INFINITY;
-  const overSeconds = Math.min(RATE_SECONDS, reach);
-  const recent = jobs.filter((job) => job.at > at - overSeconds * 1000);
+/**
+ * How far the window goes back tells how much all tenants together do: that is for those alone who see all of them.
+ * A tenant's figures are of all its jobs that are kept, else of those of the last minute, 10 s or second: who knows how
+ * many of its own ended could tell the window's length by those that are left.
+ */
+export function runOf(window: EndedJobs, tenants: readonly string[] | null, at: number): Run {
+  const begins = window.jobs.at(-1)?.at ?? at;
+  const reach = window.more ? Math.max(1, (at - begins) / 1000) : Number.POSITIVE_INFINITY;
+  if (!tenants) return figuresOf(window, at, Math.min(RATE_SECONDS, reach));
+  const overSeconds = TENANT_SECONDS.find((seconds) => seconds <= reach) as number;
+  const { jobs, more } = theirs(window, tenants);
+  return figuresOf({ jobs: more ? endedWithin(jobs, at, overSeconds) : jobs, more }, at, overSeconds);
+}
+
+function endedWithin(jobs: readonly EndedJob[], at: number, seconds: number): EndedJob[] {
+  return jobs.filter((job) => job.at > at - seconds * 1000);
+}
+
+function figuresOf({ jobs, more }: EndedJobs, at: number, overSeconds: number): Run {
+  const recent = endedWithin(jobs, at, overSeconds);
   return {
     jobs: jobs.length,
     more,

@@ -39,6 +39,7 @@ const crawlImage = named(
   z.object({
     url: crawlPayload.shape.url.describe('http or https, without credentials, at most 2,048 characters.'),
     sourceUrl: crawlPayload.shape.sourceUrl.describe('The page that showed the image.'),
+    force: crawlPayload.shape.force.describe('As for the whole request, whose own it wins over.'),
   }),
 );
 
@@ -47,7 +48,10 @@ export const crawlJobs = named(
   z.object({
     tenantId,
     images: z.array(crawlImage).min(1).max(MOST_IMAGES),
-    force: z.boolean().optional().describe('Fetch also what is known, or was refused before.'),
+    force: z
+      .boolean()
+      .optional()
+      .describe('Fetch also what is known, or was refused before: of the images that do not say it for themselves.'),
   }),
 );
 
@@ -249,7 +253,7 @@ export const statistics = named(
   }),
 );
 
-const missing = z.object({ error: z.string() }).describe('In place of a part whose store is away.');
+const missing = z.object({ error: z.string() }).describe('In place of a part that cannot be told: why.');
 /** A part of the overview that a store tells. */
 const part = <Schema extends z.ZodType>(schema: Schema) => z.union([schema, missing]);
 const epochMs = count.describe('Milliseconds since the epoch.');
@@ -258,8 +262,11 @@ const tenantName = z.string().nullable().describe('null where another client’s
 const run = named(
   'Run',
   z.object({
-    jobs: count.describe('Jobs of the window: the newest 1,000 of all tenants.'),
-    more: z.boolean().describe('Whether older ones are kept, too.'),
+    jobs: count.describe(
+      'Jobs of the window: the newest 1,000 of all tenants. For a token of some tenants, their jobs in it; where older ' +
+        'ones are kept, too, those of the last `overSeconds`.',
+    ),
+    more: z.boolean().describe('Whether older ones, of whichever tenant, are kept, too.'),
     since: epochMs.nullable().describe('When the oldest of them ended, in milliseconds since the epoch.'),
     perSecond: z.number().min(0),
     overSeconds: z.number().min(0),

@@ -70,6 +70,21 @@ describe('with tokens', () => {
     expect(theirs.json()).toEqual(absent.json());
   });
 
+  test('a job that names no tenant, or no name, is found by * alone', async () => {
+    const app = world.app({ API_TOKENS: 'undefined-token=undefined,null-token=null,acme-token=acme,root-token=*' });
+    const server = await createServer(app, { api: true });
+    for (const tenantId of [undefined, null, ['acme'], { toString: 'acme' }]) {
+      const { id } = await app.queues.get('crawl').add('crawl', { v: 1, tenantId, url: 'https://example.com/1.jpg' });
+      const statusWith = async (token: string) =>
+        (await server.inject({ url: `/v1/jobs/crawl/${id}`, headers: bearer(token) })).statusCode;
+      for (const token of ['undefined-token', 'null-token', 'acme-token']) {
+        expect([tenantId, token, await statusWith(token)]).toEqual([tenantId, token, 404]);
+      }
+      expect(await statusWith('root-token')).toBe(200);
+    }
+    await server.close();
+  });
+
   test('a token that stands in several pairs opens each of their tenants, and no other', async () => {
     expect((await enqueue('shared-token=', 'globex')).statusCode).toBe(202);
     expect((await enqueue('shared-token=', 'initech')).statusCode).toBe(404);

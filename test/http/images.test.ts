@@ -1,9 +1,9 @@
 /** Reading images over HTTP: what is known of them, and their bytes. */
-import { rm } from 'node:fs/promises';
+import { rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { FastifyInstance } from 'fastify';
 import sharp from 'sharp';
-import { afterAll, beforeAll, expect, test } from 'vitest';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { App } from '../../src/app.js';
 import { createServer } from '../../src/http/server.js';
 import { noiseImage } from '../support/images.js';
@@ -66,7 +66,6 @@ test('the raw bytes are the fetched ones, under their type, and can run nothing 
     'content-type': 'image/png',
     'x-content-type-options': 'nosniff',
     'content-security-policy': "default-src 'none'; sandbox",
-    'cache-control': 'private, max-age=31536000, immutable',
   });
 });
 
@@ -103,4 +102,86 @@ test('a recorded image whose object is lost is 503, and names no path', async ()
   const response = await server.inject(`${pathOf('lost', contentHash)}/raw`);
   expect(response.statusCode).toBe(503);
   expect(response.body).not.toContain(folder);
+});
+
+test('a recorded image whose raw object is damaged is 503, and nothing is said to be good of that answer', async () => {
+  const { contentHash } = await storeSampleImage(app, 'damaged', 8);
+  const { folder } = app.config.storage as { folder: string };
+  const bytes = await noiseImage(64, 48, 8);
+  const [last] = bytes.subarray(-1);
+  const path = join(folder, 'raw', 'tenant=damaged', contentHash.slice(0, 2), `${contentHash}.png`);
+  for (const damaged of [
+    Buffer.alloc(0),
+    bytes.subarray(1),
+    Buffer.from([...bytes.subarray(0, -1), (last ?? 0) ^ 1]),
+  ]) {
+    await writeFile(path, damaged);
+    const response = await server.inject(`${pathOf('damaged', contentHash)}/raw`);
+    expect(response.statusCode).toBe(503);
+    expect(response.headers['content-type']).toMatch(/^application\/problem\+json/);
+    expect(response.headers).not.toHaveProperty('etag');
+    expect(response.body).not.toContain(folder);
+  }
+  await writeFile(path, bytes);
+  expect((await server.inject(`${pathOf('damaged', contentHash)}/raw`)).statusCode).toBe(200);
+});
+
+describe.each(['raw', 'thumbnail'])('a browser’s copy of %s', (part) => {
+  const seed = part === 'raw' ? 10 : 11;
+  let contentHash: string;
+  let url: string;
+
+  beforeAll(async () => {
+    contentHash = (await storeSampleImage(app, 'copies', seed)).contentHash;
+    url = `${pathOf('copies', contentHash)}/${part}`;
+  });
+
+  const ask = (etag?: string) => server.inject({ url, headers: etag === undefined ? {} : { 'if-none-match': etag } });
+  const etagOf = async () => String((await ask()).headers.etag);
+
+  test('is to be asked for again each time, and is another one’s under another token', async () => {
+    const { headers } = await ask();
+    expect(headers).toMatchObject({ 'cache-control': 'private, no-cache', vary: 'authorization' });
+    expect(headers.etag).toMatch(/^"[\x21\x23-\x7e]+"$/); // strong: RFC 9110, 8.8.3
+    const other = part === 'raw' ? 'thumbnail' : 'raw';
+    const others = await server.inject(`${pathOf('copies', contentHash)}/${other}`);
+    expect(others.headers.etag).not.toBe(headers.etag);
+    expect(await etagOf()).toBe(headers.etag);
+  });
+
+  test('is still good by its ETag alone, in every form that a request may name it', async () => {
+    const etag = await etagOf();
+    for (const named of [etag, `W/${etag}`, `"other", ${etag}`, `"a,b" ,W/${etag},"c"`, '*']) {
+      const response = await ask(named);
+      expect([named, response.statusCode, response.body]).toEqual([named, 304, '']);
+      expect(response.headers).toMatchObject({ etag, 'cache-control': 'private, no-cache', vary: 'authorization' });
+      expect(response.headers).not.toHaveProperty('content-type');
+    }
+    for (const named of ['"other"', etag.slice(0, -2), etag.replaceAll('"', ''), '', `"x${etag.slice(1)}`]) {
+      expect([named, (await ask(named)).statusCode]).toEqual([named, 200]);
+    }
+  });
+
+  test('costs no read of the object while it is good', async () => {
+    const etag = await etagOf();
+    const { folder } = app.config.storage as { folder: string };
+    const extension = part === 'raw' ? 'png' : 'jpg';
+    await rm(join(folder, part, 'tenant=copies', contentHash.slice(0, 2), `${contentHash}.${extension}`));
+    expect((await ask(etag)).statusCode).toBe(304);
+    expect((await ask()).statusCode).toBe(503);
+    await storeSampleImage(app, 'copies', seed);
+  });
+
+  test('is good for nobody else, nor once the tenant was forgotten', async () => {
+    const { contentHash: short } = await storeSampleImage(app, `forgotten-${part}`, seed);
+    const path = `${pathOf(`forgotten-${part}`, short)}/${part}`;
+    const headers = { 'if-none-match': String((await server.inject(path)).headers.etag) };
+    const locked = await createServer(world.app({ API_TOKENS: 'other-token=other' }), { api: true });
+    const authorization = 'Bearer other-token';
+    expect((await locked.inject({ url: path, headers })).statusCode).toBe(401);
+    expect((await locked.inject({ url: path, headers: { ...headers, authorization } })).statusCode).toBe(404);
+    await locked.close();
+    await app.cache.invalidateTenantCache(`forgotten-${part}`);
+    expect((await server.inject({ url: path, headers })).statusCode).toBe(404);
+  });
 });

@@ -88,6 +88,30 @@ describe('POST /v1/crawl-jobs', () => {
     expect(forced.jobId).not.toBe(one.jobId);
   });
 
+  test('an image’s own force wins over that of the request, either way', async () => {
+    const url = 'https://example.com/own-force.jpg';
+    const forceOf = async (image: object, more: object = {}) => {
+      const [{ jobId }] = (await crawl([{ url, ...image }], more)).json().accepted;
+      return { jobId, force: (await app.queues.get('crawl').getJob(jobId))?.data.force === true };
+    };
+    const plain = await forceOf({});
+    const forced = await forceOf({ force: true });
+    expect([plain.force, forced.force]).toEqual([false, true]);
+    expect(await forceOf({ force: false })).toEqual(plain);
+    expect(await forceOf({ force: true }, { force: false })).toEqual(forced);
+    expect(await forceOf({}, { force: true })).toEqual(forced);
+    expect(await forceOf({ force: false }, { force: true })).toEqual(plain);
+  });
+
+  test('an image whose force is no boolean is rejected alone', async () => {
+    const images = ['yes', null, 1].map((force) => ({ url: 'https://example.com/odd-force.jpg', force }));
+    const { accepted, rejected } = (await crawl([...images, { url: 'https://example.com/even-force.jpg' }])).json();
+    expect(accepted).toHaveLength(1);
+    expect(rejected.map(({ reason }: { reason: string }) => reason)).toEqual(
+      images.map(() => expect.stringMatching(/^force: /)),
+    );
+  });
+
   test('accepts nothing where every image is bad', async () => {
     const response = await crawl([{ url: 'nope' }]);
     expect(response.statusCode).toBe(202);

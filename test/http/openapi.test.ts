@@ -53,6 +53,11 @@ test('it is served to everybody, and shipped with the package', async () => {
   expect(files).toContain('openapi.json');
 });
 
+test('an image to be crawled may say force for itself', () => {
+  const { schemas } = openApiDocument().components as { schemas: Record<string, { properties: object }> };
+  expect(schemas.CrawlImage?.properties).toMatchObject({ force: { type: 'boolean' } });
+});
+
 /** `METHOD /path`, as Fastify prints its tree of routes. */
 function mountedRoutes(): string[] {
   const parents: string[] = [];
@@ -175,6 +180,20 @@ test.each([
   expect(job.outcome).toEqual(outcome);
   expectAnswer(operations.job.answer, job);
   await other.close();
+});
+
+test('bytes that the caller has still are answered with 304, as declared', async () => {
+  const { contentHash } = await storeSampleImage(app, 'acme', 3);
+  for (const { path } of [operations.raw, operations.thumbnail]) {
+    const url = path.replace('{tenantId}', 'acme').replace('{contentHash}', contentHash);
+    const { etag } = (await server.inject({ url, headers })).headers;
+    const again = await server.inject({ url, headers: { ...headers, 'if-none-match': etag } });
+    expect([path, again.statusCode]).toEqual([path, 304]);
+    const { responses } = document.paths[path]?.get as { responses: Record<string, { headers: object }> };
+    for (const status of ['200', '304']) {
+      expect(Object.keys(responses[status]?.headers ?? {})).toEqual(['x-request-id', 'etag']);
+    }
+  }
 });
 
 test('every refusal is a problem, with a status that is declared', async () => {

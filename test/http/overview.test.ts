@@ -2,7 +2,7 @@
 import type { FastifyInstance } from 'fastify';
 import { Client } from 'pg';
 import sharp from 'sharp';
-import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
 import type { App } from '../../src/app.js';
 import type { Query } from '../../src/cache/query.js';
 import { recentImages } from '../../src/cache/recent-images.js';
@@ -333,6 +333,24 @@ describe('access', () => {
     expect([overview.statusCode, overview.headers['www-authenticate']]).toEqual([401, 'Bearer']);
   });
 
+  test('a tenant may be called `undefined` or `null`, and sees no more for it', async () => {
+    const API_TOKENS = 'root-token=*,undefined-token=undefined,null-token=null,two-token=null,two-token=undefined';
+    const named = await createServer(world.app({ API_TOKENS }), { api: true });
+    const ask = async (token: string): Promise<Overview> =>
+      (await named.inject({ url: '/v1/overview', headers: basic(token) })).json();
+    try {
+      // In this order, and at once: what the first leaves behind is still fresh for the others.
+      expect(await ask('root-token')).toMatchObject({ tenants: null, holdings: { images: 1 } });
+      const nothing = { holdings: { images: 0 }, faces: { images: 0 }, images: [] };
+      expect(await ask('undefined-token')).toMatchObject({ tenants: ['undefined'], ...nothing });
+      expect(await ask('null-token')).toMatchObject({ tenants: ['null'], ...nothing });
+      expect(await ask('two-token')).toMatchObject({ tenants: ['null', 'undefined'], ...nothing });
+      expect(await ask('root-token')).toMatchObject({ tenants: null, holdings: { images: 1 } });
+    } finally {
+      await named.close();
+    }
+  });
+
   test('without tokens it is open under loopback names alone', async () => {
     const open = await createServer(world.app(), { api: true });
     try {
@@ -454,9 +472,9 @@ describe('the cost', () => {
     }
   });
 
-  test('a queue that keeps thousands of jobs is read as far as its newest thousand', async () => {
+  test('a queue that keeps thousands of jobs is read as far as its newest thousand; a tenant is told of its last minute or less', async () => {
     await using world = await createWorld();
-    const app = world.app();
+    const app = world.app({ API_TOKENS: 'root-token=*,odd-token=odd' });
     const payloads = Array.from({ length: 1_200 }, (_, n) => ({
       ...{ v: 1 as const, tenantId: n % 2 === 0 ? 'even' : 'odd', url: `https://example.com/${n}` },
     }));
@@ -465,14 +483,33 @@ describe('the cost', () => {
     await idle(app, 'crawl');
     const server = await createServer(app, { api: true });
     try {
-      const overview: Overview = (await server.inject('/v1/overview')).json();
+      const ask = async (token: string): Promise<Overview> =>
+        (await server.inject({ url: '/v1/overview', headers: basic(token) })).json();
+      const overview = await ask('root-token');
       expect(given(overview, 'crawl')).toMatchObject({
         jobs: 1_000,
         more: true,
         outcomes: [{ outcome: 'skipped', reason: 'url', jobs: 1_000 }],
       });
       expect(given(overview, 'queues')[0]?.completed).toBe(1_200);
+      // They all ended within this minute: what the window holds of the whole of it depends on others.
+      const seen = await ask('odd-token');
+      const crawl = given(seen, 'crawl');
+      expect(crawl).toMatchObject({ more: true, perSecond: crawl.jobs / crawl.overSeconds });
+      expect([1, 10]).toContain(crawl.overSeconds);
+      expect(seen.embedding).toMatchObject({ jobs: 0, more: false, overSeconds: 60 });
+      // A minute later the window holds all that ended in the minute before: none.
+      vi.useFakeTimers({ toFake: ['Date'], now: Date.now() + 61_000 });
+      const later = await until('an answer of then', async () => {
+        const answer = given(await ask('odd-token'), 'crawl');
+        return answer.overSeconds === 60 && answer;
+      });
+      expect(later).toEqual({
+        ...{ jobs: 0, more: true, since: null, perSecond: 0, overSeconds: 60 },
+        ...{ curve: Array(30).fill(0), outcomes: [], faces: 0 },
+      });
     } finally {
+      vi.useRealTimers();
       await server.close();
     }
   });

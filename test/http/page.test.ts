@@ -1,15 +1,18 @@
 /** The page at `/` in a real browser, over real servers and after real runs of both workers. */
 import { execFileSync } from 'node:child_process';
 import { readdirSync } from 'node:fs';
+import { UnrecoverableError } from 'bullmq';
 import { Client } from 'pg';
 import type { Browser, BrowserContextOptions, Page } from 'playwright-core';
-import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
 import type { App } from '../../src/app.js';
+import { crawlQueue } from '../../src/queues/crawl.js';
 import { type Running, run } from '../../workers/main.js';
 import { hasBrowser, launchBrowser } from '../support/browser.js';
 import { crawled, idle } from '../support/crawl-run.js';
 import { noiseImage, recompressed, samplePhoto } from '../support/images.js';
 import { PuppetEngine } from '../support/puppet-engine.js';
+import { image, startWork } from '../support/queue-work.js';
 import { type Site, startSite } from '../support/site.js';
 import { storeSampleImage } from '../support/stored-image.js';
 import { until } from '../support/until.js';
@@ -249,6 +252,40 @@ describe.runIf(hasBrowser)('the page in a browser', () => {
     expect(await page.evaluate(`fetch('${elsewhere}').then(({ status }) => status)`)).toBe(404);
     expect(troubles.splice(0)).toEqual([expect.stringContaining('404')]);
     expect(troubles).toEqual([]);
+  });
+
+  test('a tenant is told what is not counted, also where none of its own is', async () => {
+    await using busy = await createWorld();
+    const other = busy.app({ API_TOKENS: 'root-token=*,acme-token=acme' }, { engine: new PuppetEngine() });
+    // Another's, and one more of either ending than are looked at.
+    const payloads = Array.from({ length: 2_002 }, (_, n) => image(n, { tenantId: 'globex' }));
+    let runs = 0;
+    const work = async () => {
+      if (runs++ % 2 === 0) throw new UnrecoverableError('server-error: 500');
+      return { outcome: 'skipped', reason: 'url' };
+    };
+    startWork(other, work, { concurrency: 50 });
+    await other.queues.enqueue(crawlQueue, payloads);
+    await idle(other, 'crawl');
+    expect(await other.queues.counts('crawl')).toMatchObject({ completed: 1_001, failed: 1_001 });
+    const serving = await run(other, { workers: [], api: true });
+    try {
+      await using opened = await open({ token: 'acme-token', address: serving.address });
+      const { page } = opened;
+      const about = (id: string) => page.locator(`#${id} .about`).innerText();
+      const briefly = /^None ended in the last (1|10) s; older ones are not counted\.$/;
+      await until('the panel says so', async () => briefly.test(await about('outcomes')));
+      expect(await about('embedding')).toBe('None ended lately.');
+      expect(await about('failures')).toBe('None among the newest in the failed set; older ones are not counted.');
+      vi.useFakeTimers({ toFake: ['Date'], now: Date.now() + 61_000 });
+      const none = 'None ended in the last minute; older ones are not counted.';
+      await until('the panel says so', async () => (await about('outcomes')) === none);
+      expect(await figure(page, 'rate')).toBe('0.00');
+      expect(await about('rate')).toBe('over the last minute');
+    } finally {
+      vi.useRealTimers();
+      await serving.stop();
+    }
   });
 
   test.each(['light', 'dark'] as const)('in %s colours, text stands out from its ground', async (colorScheme) => {

@@ -19,6 +19,7 @@ const OUTCOMES = {
   embedded: 'Embedded',
   cached: 'Known already',
 };
+const UNCOUNTED = '; older ones are not counted';
 const STORES = { redis: 'Redis cache', postgres: 'PostgreSQL', queue: 'Queues' };
 const STATES = { up: 'up', down: 'down', off: 'off' };
 
@@ -43,10 +44,7 @@ function drawHead({ tenants }) {
 }
 
 function drawTiles({ crawl, embedding, holdings, faces, queues }) {
-  tile('rate', crawl, () => [
-    rateOf(crawl.perSecond),
-    `over ${crawl.overSeconds >= 60 ? 'the last minute' : `the last ${Math.round(crawl.overSeconds)} s`}`,
-  ]);
+  tile('rate', crawl, () => [rateOf(crawl.perSecond), `over ${spanOf(crawl)}`]);
   drawCurve(crawl.curve ?? []);
   tile('stored', holdings, () => [
     `${holdings.exact ? '' : '≈ '}${whole.format(holdings.images)}`,
@@ -92,7 +90,10 @@ function drawCurve(points) {
 
 function drawRun(id, run, jobs, tenants) {
   panel(id, [run, tenants], () => {
-    if (run.jobs === 0) return ['None ended lately.', []];
+    if (run.jobs === 0) {
+      const when = run.more && tenants ? `in ${spanOf(run)}` : 'lately';
+      return [`None ended ${when}${run.more ? UNCOUNTED : ''}.`, []];
+    }
     const rows = run.outcomes.map(({ outcome, reason, jobs: part }) => ({
       name: outcomeName(outcome, reason),
       of: part,
@@ -101,9 +102,13 @@ function drawRun(id, run, jobs, tenants) {
     const since = run.since === null ? '' : `, since ${clockOf(run.since)}`;
     const shown = `${whole.format(run.jobs)} ${run.jobs === 1 ? jobs.slice(0, -1) : jobs}`;
     if (!run.more) return [`Of ${shown} that ended${since}.`, bars(rows)];
-    const newest = tenants ? `${shown} among the newest of all tenants` : `the newest ${shown}`;
-    return [`Of ${newest}${since}; older ones are not counted.`, bars(rows)];
+    const newest = tenants ? `${shown} of ${spanOf(run)}` : `the newest ${shown}`;
+    return [`Of ${newest}${since}${UNCOUNTED}.`, bars(rows)];
   });
+}
+
+function spanOf({ overSeconds }) {
+  return overSeconds >= 60 ? 'the last minute' : `the last ${Math.round(overSeconds)} s`;
 }
 
 function outcomeName(outcome, reason) {
@@ -115,9 +120,16 @@ function outcomeName(outcome, reason) {
 function drawFailures({ failures, queues }) {
   const total = Array.isArray(queues) ? queues.reduce((sum, queue) => sum + queue.failed, 0) : null;
   panel('failures', [failures, total], () => {
-    if (failures.jobs === 0) return ['No job is in the failed set.', []];
+    if (failures.jobs === 0) {
+      return [
+        failures.more ? `None among the newest in the failed set${UNCOUNTED}.` : 'No job is in the failed set.',
+        [],
+      ];
+    }
     const of = failures.more && total !== null ? ` of ${whole.format(total)}` : '';
-    const about = `By class, ${failures.more ? 'the newest ' : ''}${whole.format(failures.jobs)}${of} in the failed set.`;
+    const newest = failures.more ? 'the newest ' : '';
+    const uncounted = failures.more && total === null ? UNCOUNTED : '';
+    const about = `By class, ${newest}${whole.format(failures.jobs)}${of} in the failed set${uncounted}.`;
     const rows = failures.reasons.map(({ queue, reason, jobs }) => ({
       name: queue === 'crawl' ? reason : `${reason} (${queue})`,
       of: jobs,
