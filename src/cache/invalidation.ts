@@ -15,6 +15,8 @@ import { ALL_TENANTS } from './tier.js';
 /** Counting a tenant's rows takes longer than a look-up. */
 const DEADLINE_MS = 60_000;
 const BATCH = 1_000;
+/** Dead rows to look up at once: only their places come here. */
+const LOOK = 20_000;
 /** Between two batches, so that others come first. */
 const BREATH_MS = 5;
 const RETRY_MS = 5_000;
@@ -174,17 +176,26 @@ export class Invalidation {
     }
   }
 
+  /**
+   * Until a look finds no dead row: how many a batch deleted tells nothing, since another process may have been first.
+   * One look serves many batches, since it passes all that was deleted and that vacuum has not come by to remove.
+   */
   async #purgeTable(table: string, tenantId: string, generation: string): Promise<void> {
-    const dead = `from ${table} where tenant_id = $1 and generation < $2`;
+    const dead = 'tenant_id = $1 and generation < $2';
     const values = [tenantId, generation];
-    const batch = `delete from ${table} where ctid = any(array(select ctid ${dead} limit ${BATCH}))`;
-    // A batch may find that another process has just deleted it, and has more to delete.
-    const rest = { name: `purge_rest ${table}`, text: `select exists(select ${dead}) as left`, values };
-    let isDone = false;
-    while (!isDone && !this.#stopped.signal.aborted) {
-      const { rowCount } = await this.query({ name: `purge ${table}`, text: batch, values }, 'write');
-      if (rowCount !== BATCH) isDone = !(await this.query<{ left: boolean }>(rest)).rows[0]?.left;
-      await pause(BREATH_MS);
+    const look = { name: `purge_look ${table}`, text: `select ctid from ${table} where ${dead} limit ${LOOK}`, values };
+    // Since the look, vacuum may have given a dead row's place to a new one.
+    const text = `with batch as materialized (
+        select ctid as place, tenant_id, generation from ${table} where ctid = any($3::tid[])
+      ) delete from ${table} where ctid = any(array(select place from batch where ${dead}))`;
+    while (!this.#stopped.signal.aborted) {
+      const { rows } = await this.query<{ ctid: string }>(look);
+      if (rows.length === 0) return;
+      for (let i = 0; i < rows.length && !this.#stopped.signal.aborted; i += BATCH) {
+        const places = rows.slice(i, i + BATCH).map(({ ctid }) => ctid);
+        await this.query({ name: `purge ${table}`, text, values: [...values, places] }, 'write');
+        await pause(BREATH_MS);
+      }
     }
   }
 }

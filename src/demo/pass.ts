@@ -54,7 +54,7 @@ export async function runPass(client: ApiClient, options: PassOptions, progress:
     redisHits: hitsAfter.redis - hitsBefore.redis,
     postgresHits: hitsAfter.postgres - hitsBefore.postgres,
     downloads: options.requests() - requestsBefore,
-    imagesPerSecond: Number((answers.length / seconds).toFixed(1)),
+    imagesPerSecond: answers.length / seconds,
   };
 }
 

@@ -3,7 +3,7 @@ import type { PassResult } from './pass.js';
 
 export function tableOf(passes: readonly PassResult[]): string {
   const reasons = [...new Set(passes.flatMap((pass) => Object.keys(pass.rejected)))].sort();
-  const figures: [string, (pass: PassResult) => number][] = [
+  const figures: [string, (pass: PassResult) => number | string][] = [
     ['jobs', (pass) => pass.jobs],
     ['stored', (pass) => pass.stored],
     ['skipped by URL', (pass) => pass.skippedByUrl],
@@ -18,7 +18,7 @@ export function tableOf(passes: readonly PassResult[]): string {
     ['cache hits in Redis', (pass) => pass.redisHits],
     ['cache hits in PostgreSQL', (pass) => pass.postgresHits],
     ['requests to the site', (pass) => pass.downloads],
-    ['images per second', (pass) => pass.imagesPerSecond],
+    ['images per second', (pass) => pass.imagesPerSecond.toFixed(1)],
   ];
   const head = ['', ...passes.map((_, i) => `pass ${i + 1}`)];
   const rows = figures.map(([label, figure]) => [label, ...passes.map((pass) => String(figure(pass)))]);

@@ -1,0 +1,63 @@
+/** What a process asks PostgreSQL for, every 400 ms. */
+import type { QueryResultRow } from 'pg';
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import { Coherence } from '../../src/cache/coherence.js';
+import type { Tiers } from '../../src/cache/hybrid.js';
+import type { Query } from '../../src/cache/query.js';
+import { Events } from '../../src/events.js';
+import { createLogger } from '../../src/logger.js';
+import { createMetrics } from '../../src/metrics.js';
+import { createWorld, type World } from '../support/world.js';
+import { freshTenant, type OpenCache, openCache } from './support.js';
+
+let world: World;
+let cache: OpenCache;
+
+beforeAll(async () => {
+  world = await createWorld();
+  cache = openCache(world.config(), world.namespace);
+});
+
+afterAll(async () => {
+  await cache[Symbol.asyncDispose]();
+  await world[Symbol.asyncDispose]();
+});
+
+const sql = async (text: string, values: unknown[]) => (await cache.connection.pool.query(text, values)).rows;
+
+/** Polls when it is told to alone; `repairs` are how many of them PostgreSQL told of, round by round. */
+function listening(redis: Tiers['redis']): { coherence: Coherence; repairs: number[] } {
+  const { query, tiers } = cache.connection;
+  const repairs: number[] = [];
+  const heard: Query = async <Row extends QueryResultRow>(...asked: Parameters<Query>) => {
+    const result = await query<Row>(...asked);
+    if (asked[0].name === 'coherence') repairs.push(result.rows[0]?.repairs.length);
+    return result;
+  };
+  const log = createLogger('error', { write: () => undefined });
+  const postgres = { query: heard, guard: tiers.postgres.guard };
+  return { coherence: new Coherence(postgres, redis, new Events(createMetrics(), log), 60), repairs };
+}
+
+test('who has no Redis hears of generations, and not of what Redis has yet to confirm', async () => {
+  const tenant = freshTenant();
+  await sql(
+    `insert into redis_repairs (tenant_id, entry, version, written_at)
+     select $1, 'perceptual_hash:' || $1 || ':' || n, n, now() - interval '1 minute' from generate_series(1, 3) n`,
+    [tenant],
+  );
+  const alone = listening(null);
+  await alone.coherence.poll();
+  const [{ generation }] = (await sql('select new_generation::float8 as generation from invalidate_tenant_cache($1)', [
+    tenant,
+  ])) as [{ generation: number }];
+  await alone.coherence.poll();
+  expect(alone.repairs).toEqual([0, 0]);
+  expect(alone.coherence.generationOf(tenant)).toBe(generation);
+
+  const both = listening(cache.connection.tiers.redis);
+  await both.coherence.poll();
+  expect(both.repairs).toEqual([3]);
+  expect(both.coherence.generationOf(tenant)).toBe(generation);
+  expect(await sql('select from redis_repairs where tenant_id = $1', [tenant])).toEqual([]);
+});
