@@ -12,7 +12,7 @@ import { afterAll, beforeAll, describe, expect, onTestFinished, test } from 'vit
 import { parse } from 'yaml';
 import { toConfig, VARIABLE_NAMES } from '../src/config.js';
 import * as library from '../src/index.js';
-import { type Running, runCommand, startCommand } from './support/command.js';
+import { type Running, runCommand, startCommand, startWithNpm } from './support/command.js';
 import { samplePhoto } from './support/images.js';
 import { type OwnStack, startOwnStack } from './support/own-stack.js';
 import { Site } from './support/site.js';
@@ -42,7 +42,8 @@ function block(beginning: string): string {
 /** What a script of package.json has the command line do, its build left out: others read what it would build anew. */
 function commandOf(command: string): string[] {
   const [, name = ''] = /^npm (?:run )?([\w:]+)$/.exec(command) ?? [];
-  const [, args = ''] = /^(?:npm run build --silent && )?node dist\/src\/cli\.js (.*)$/.exec(scripts[name] ?? '') ?? [];
+  const [, args = ''] =
+    /^(?:exec |npm run build --silent && )?node dist\/src\/cli\.js (.*)$/.exec(scripts[name] ?? '') ?? [];
   expect(args, command).not.toBe('');
   return args.split(' ');
 }
@@ -142,6 +143,13 @@ describe('every block is one of these:', () => {
     },
     3 * MINUTES,
   );
+
+  test('SIGTERM to npm reaches the service, which drains', async () => {
+    await using running = startWithNpm(env);
+    await addressOf(running);
+    await stopped(running);
+    expect(running.out()).toContain('service stopped');
+  });
 
   test('a request, with the curl of this machine', async () => {
     const command = block('curl ').replace('http://127.0.0.1:3000', address);
@@ -339,7 +347,7 @@ describe('what is said beside them', () => {
   test(
     'images of one’s own machine are refused, and fetched with FETCH_ALLOW and --force',
     async () => {
-      const [, address = '', name = ''] = /`FETCH_ALLOW=([^`]+)`, or `([^`]+)`/.exec(readme) ?? [];
+      const [, address = '', name = ''] = /`FETCH_ALLOW=([^`]+)`, or\s+`([^`]+)`/.exec(readme) ?? [];
       expect(spans).toContain('--force');
       await using site = await new Site().listen();
       const url = site.put('/mine.jpg', { body: await samplePhoto(4) });

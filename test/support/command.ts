@@ -27,6 +27,11 @@ export function startCommand(args: readonly string[], env: Env, input: string | 
   return start(process.execPath, [CLI, ...args], env, input, cwd);
 }
 
+/** As `npm start` does, but without building first. */
+export function startWithNpm(env: Env): Running {
+  return start('npm', ['start', '--ignore-scripts'], env, null);
+}
+
 export function runCommand(args: readonly string[], env: Env, input?: string): Promise<Ended> {
   return startCommand(args, env, input).ended;
 }
