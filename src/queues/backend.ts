@@ -13,7 +13,7 @@ import {
   Worker,
   type WorkerOptions,
 } from 'bullmq';
-import type { ClientBase, Pool } from 'pg';
+import { Client, type Pool } from 'pg';
 import type { Config, PostgresConfig } from '../config.js';
 import { createPool, hearLostConnections, POOL_SIZES } from '../db/client.js';
 import { RetryableError } from '../errors.js';
@@ -190,9 +190,32 @@ interface Readiness {
 
 interface Listening {
   readonly pool: Pool;
-  readonly listenClient?: ClientBase | undefined;
-  close(): Promise<void>;
+  /** Where it takes the client from that listens. */
+  pgModule?: { readonly Client: typeof Client } | undefined;
 }
+
+/**
+ * BullMQ 6.7 hears its listening client neither in the moment it has connected nor while it closes: a server that ends the
+ * connection then would end the process. This one is heard from its first moment to its last.
+ */
+class HeardClient extends Client {
+  constructor(...args: ConstructorParameters<typeof Client>) {
+    super(...args);
+    this.#hear();
+  }
+
+  override removeAllListeners(event?: string | symbol): this {
+    super.removeAllListeners(event);
+    return this.#hear();
+  }
+
+  #hear(): this {
+    return this.listeners('error').includes(ignore) ? this : this.on('error', ignore);
+  }
+}
+
+/** Whoever uses a connection is told by its query. */
+const ignore = () => undefined;
 
 /** Keeps a worker's loop, which asks again at once, from asking thousands of times a second. */
 const NOT_READY_PAUSE_MS = 100;
@@ -204,15 +227,8 @@ const NOT_READY_PAUSE_MS = 100;
 const createPatientBackend: typeof createPostgresBackend = (...args) => {
   const backend = createPostgresBackend(...args);
   const { connection } = backend as unknown as { connection: Readiness & Listening };
-  hearLostConnections(connection.pool, () => undefined); // whoever uses the connection is told by its query
-  // While it closes, BullMQ 6.7 hears its listening connection no more: a server that stops then would end the process.
-  const close = connection.close.bind(connection);
-  connection.close = () => {
-    const { listenClient } = connection;
-    const closing = close();
-    listenClient?.on('error', () => undefined);
-    return closing;
-  };
+  hearLostConnections(connection.pool, ignore);
+  if (connection.pgModule) connection.pgModule = { Client: HeardClient };
   for (const part of [connection, backend as unknown as Readiness]) {
     const ready = part.waitUntilReady.bind(part);
     part.waitUntilReady = async () => {
