@@ -16,11 +16,14 @@ const YIELD_TO = 0.8;
 /** Of what is left, until the server is asked again: other processes write too. */
 const HELPING = 0.25;
 const FRESH_MS = 1_000;
-const RETRY_MS = 20;
+/** Where less than half a helping is left, the server is asked before the rest is gone. */
+const LOW = 0.5;
+const LOW_MS = 20;
 /** What an entry costs beside its bytes, roughly: the key's object, the dictionary's entries, the lifetime. */
 const OVERHEAD_BYTES = 150;
 
 export class MemoryBudget {
+  #helping = 0;
   #left = 0;
   #askedAt = Number.NEGATIVE_INFINITY;
   #asking: Promise<void> | undefined;
@@ -32,10 +35,9 @@ export class MemoryBudget {
     const cost = bytes + OVERHEAD_BYTES;
     const age = performance.now() - this.#askedAt;
     const enough = this.#left >= cost;
-    if (age > (enough ? FRESH_MS : RETRY_MS)) this.#refresh();
-    if (!enough) return false;
-    this.#left -= cost;
-    return true;
+    if (enough) this.#left -= cost;
+    if (age > (enough && this.#left >= LOW * this.#helping ? FRESH_MS : LOW_MS)) this.#refresh();
+    return enough;
   }
 
   /** The server refused a write for want of memory. */
@@ -47,7 +49,8 @@ export class MemoryBudget {
   learn({ policy, memoryLimit, usedMemory }: RedisFacts): number {
     this.#askedAt = performance.now();
     const free = policy === 'noeviction' ? SHARE * memoryLimit - usedMemory : Number.POSITIVE_INFINITY;
-    this.#left = Math.max(0, free * HELPING);
+    this.#helping = Math.max(0, free * HELPING);
+    this.#left = this.#helping;
     const isShort = policy === 'noeviction' && usedMemory > YIELD_FROM * memoryLimit;
     return isShort ? usedMemory - YIELD_TO * memoryLimit : 0;
   }

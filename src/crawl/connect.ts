@@ -91,7 +91,7 @@ export class PinnedConnector {
   }
 
   async #open(target: Target, signal: AbortSignal): Promise<Socket> {
-    const port = target.port === '' ? (target.protocol === 'https:' ? 443 : 80) : Number(target.port);
+    const port = portOf(target);
     const addresses = await orAborted(signal, this.#resolve(target.hostname));
     for (const { address } of addresses) this.#options.policy.check(target.hostname, port, address);
     signal.throwIfAborted();
@@ -122,6 +122,12 @@ export class PinnedConnector {
     const servername = isIP(hostname) === 0 ? hostname : '';
     return connectTls({ ...where, servername, ALPNProtocols: ['http/1.1'], ...(ca === undefined ? {} : { ca }) });
   }
+}
+
+/** The scheme's own where none is named. */
+export function portOf({ protocol, port }: Pick<URL, 'protocol' | 'port'>): number {
+  if (port !== '') return Number(port);
+  return protocol === 'https:' ? 443 : 80;
 }
 
 /** Answers the socket's own lookup with what was checked, so that nothing resolves the name a second time. */

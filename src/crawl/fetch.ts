@@ -2,12 +2,13 @@
  * One bounded, SSRF-safe GET. Every hop goes through `canonicalUrl` and the policy, every socket through
  * `PinnedConnector`, every body through `readBody`; one deadline spans it all.
  */
+import { isIP } from 'node:net';
 import { Agent, type Dispatcher } from 'undici';
 import { ArgumentError, RejectedError, RetryableError } from '../errors.js';
 import { canonicalUrl } from '../kinds/url.js';
 import type { AddressPolicy } from './address.js';
 import { discard, readBody } from './body.js';
-import { type Lookup, PinnedConnector, systemLookup } from './connect.js';
+import { type Lookup, PinnedConnector, portOf, systemLookup } from './connect.js';
 import { Deadline, orAborted } from './deadline.js';
 import { connectionFailure, statusFailure } from './failure.js';
 import { forbidsIndexing } from './robots.js';
@@ -158,6 +159,8 @@ export class Fetcher implements AsyncDisposable {
     const { trail, admit } = request;
     for (;;) {
       const url = trail.at(-1) as string;
+      // What no answer could make good costs no permit, no question for robots.txt, and no DNS query.
+      this.#check(new URL(url));
       const leave = admit && (await admitted(admit(url), request.signal));
       const got = await this.#hop(url, request).catch(async (error) => {
         const failure = connectionFailure(error, placeOf(url));
@@ -173,6 +176,11 @@ export class Fetcher implements AsyncDisposable {
         throw new RejectedError('gone', `redirect loop: more than ${most} redirects at ${placeOf(got)}`);
       }
     }
+  }
+
+  #check(url: URL): void {
+    const host = url.hostname.replace(/^\[|\]$/g, '');
+    this.#options.policy.check(host, portOf(url), isIP(host) === 0 ? undefined : host);
   }
 
   /** The body, or where the response sends us instead. */
@@ -201,9 +209,6 @@ export class Fetcher implements AsyncDisposable {
 
   async #request(url: URL, { signal, validators }: Followed): Promise<Dispatcher.ResponseData> {
     signal.throwIfAborted();
-    const port = url.port === '' ? (url.protocol === 'https:' ? 443 : 80) : Number(url.port);
-    // Before any look-up: a port or a name that no address could make good costs not even a DNS query.
-    this.#options.policy.check(url.hostname.replace(/^\[|\]$/g, ''), port);
     const leave = this.#connector.enter(url.origin);
     const sent = this.#agent.request({
       origin: url.origin,

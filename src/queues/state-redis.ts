@@ -67,7 +67,8 @@ if step == 'leave' then
   end
 elseif step == 'enter' or step == 'again' then
   local start = tonumber(redis.call('HGET', KEYS[3], job) or -1)
-  if start >= 0 and step == 'enter' and now < cooled then
+  -- Who was given its time since the host was cooled down, and comes too early, keeps it.
+  if start >= 0 and step == 'enter' and now < cooled and start < cooled then
     release(job)
     start = -1
   end

@@ -4,7 +4,7 @@ import { describe, expect, test } from 'vitest';
 import type { App } from '../../src/app.js';
 import { DeferredError } from '../../src/errors.js';
 import { crawlQueue } from '../../src/queues/crawl.js';
-import { HostSchedule } from '../../src/queues/host-schedule.js';
+import { HostSchedule, type Step } from '../../src/queues/host-schedule.js';
 import { type CrawlWork, enqueueOne, image, startWork, untilState } from '../support/queue-work.js';
 import { until } from '../support/until.js';
 import { createWorld } from '../support/world.js';
@@ -224,6 +224,20 @@ describe.each(['redis', 'postgres'])('host schedule on %s', (backend) => {
     expect(order).toEqual([1, 2, 3, 4].map((n) => image(n).url));
     expect(before).toBeLessThan(4);
     expect(Math.min(...began.slice(before)) - cooled).toBeGreaterThanOrEqual(1_490);
+  });
+
+  test('who comes while a host cools down keeps the time it was given, before those who waited', async () => {
+    await using world = await createWorld();
+    const { state } = world.app(env).backend;
+    const visit = (step: Step, job: string, coolMs = 0) =>
+      state.visit(step, HOST, { job, tenantId: 'acme' }, { ...rules({ most: 3, gapMs: 200 }), coolMs });
+    for (const job of ['holder', 'booked', 'waiting']) await visit('enter', job);
+    await visit('leave', 'holder', 5_000);
+    const [booked] = await visit('enter', 'booked');
+    expect(booked).toMatchObject({ job: 'booked', booked: true });
+    expect(booked?.delayMs).toBeGreaterThan(4_000);
+    expect(booked?.delayMs).toBeLessThanOrEqual(5_000);
+    expect(await visit('enter', 'waiting')).toMatchObject([{ job: 'waiting', booked: false }]);
   });
 
   test('a host that was cooled down is asked by one at a time, until somebody comes back whom it did not send away', async () => {

@@ -3,6 +3,7 @@ import { setTimeout as pause } from 'node:timers/promises';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import type { App } from '../../src/app.js';
 import { crawlQueue } from '../../src/queues/crawl.js';
+import { HostSchedule } from '../../src/queues/host-schedule.js';
 import { startWorkers, type Workers } from '../../workers/start.js';
 import { crawled, crawlJob, ended } from '../support/crawl-run.js';
 import { flatImage } from '../support/images.js';
@@ -204,6 +205,15 @@ describe.each([
     expect(site.requests.map(({ path }) => path)).toEqual(['/from.png', '/to.png']);
     const [first, second] = site.requests.map(({ at }) => at) as [number, number];
     expect(second - first).toBeGreaterThan(120);
+  });
+
+  test('a redirect to an address that is closed is refused at once, and waits for nobody there', async () => {
+    app = start();
+    const schedule = new HostSchedule(app.backend.state, app.queues.get('crawl'));
+    await schedule.enter('169.254.169.254', 'another', 'acme', { most: 1, gapMs: 0, leaseMs: 600_000 });
+    const url = site.redirect('/inside.png', 'http://169.254.169.254/latest/meta-data');
+    expect(await crawled(app, 'acme', url)).toMatchObject({ outcome: 'rejected', reason: 'blocked-address' });
+    expect(site.countOf('/inside.png')).toBe(1);
   });
 
   test('where a redirect led before the wait says nothing of the URL: it is asked once more', async () => {
