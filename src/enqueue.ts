@@ -9,9 +9,9 @@ import { checkTenantId } from './kinds/kind.js';
 import { onShutdownSignal } from './lifecycle.js';
 import { coloured, examples, print, table } from './output.js';
 import { Progress } from './progress.js';
-import { firstProblem } from './queues/contract.js';
 import { type CrawlPayload, crawlPayload, crawlQueue } from './queues/crawl.js';
 import { type OutcomeCount, outcomesOf } from './queues/outcomes.js';
+import { check } from './schema-check.js';
 
 const BATCH = 1_000;
 /** What a shell expects of a program that was told to end. */
@@ -166,9 +166,10 @@ async function* batches(
   for await (const text of createInterface({ input, signal })) {
     lines += 1;
     if (text.trim() === '') continue;
-    const result = crawlPayload.safeParse({ v: 1, tenantId: tenant, url: text.trim(), ...(force ? { force } : {}) });
-    if (result.success) payloads.push(result.data);
-    else refused.push({ line: lines, what: firstProblem(result.error).expectation });
+    const line = { v: 1, tenantId: tenant, url: text.trim(), ...(force ? { force } : {}) };
+    const { data, problem } = check(crawlPayload, line);
+    if (problem) refused.push({ line: lines, what: problem.expectation });
+    else payloads.push(data);
     if (payloads.length < BATCH) continue;
     yield { payloads, lines };
     payloads = [];

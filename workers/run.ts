@@ -23,8 +23,9 @@ import {
   TierUnavailableError,
 } from '../src/errors.js';
 import type { Events } from '../src/events.js';
-import { BACKOFF, firstProblem, type QueueContract } from '../src/queues/contract.js';
+import { BACKOFF, type QueueContract } from '../src/queues/contract.js';
 import { QueueUnavailableError } from '../src/queues/index.js';
+import { check } from '../src/schema-check.js';
 
 /** What a processor gets besides its payload. */
 export interface Run {
@@ -161,10 +162,9 @@ function identityOf(job: Job): string {
 }
 
 function checked<Payload>(contract: QueueContract<Payload>, job: Job): Payload {
-  const parsed = contract.payload.safeParse(job.data);
-  if (parsed.success) return parsed.data;
-  const { field, expectation } = firstProblem(parsed.error);
-  throw new UnrecoverableError(`invalid-payload: ${field}: ${expectation}`);
+  const { data, problem } = check(contract.payload, job.data);
+  if (problem) throw new UnrecoverableError(`invalid-payload: ${problem.field}: ${problem.expectation}`);
+  return data;
 }
 
 /** A job of another client that says nothing about retries gets the queue's own policy. */

@@ -4,6 +4,7 @@ import { ArgumentError } from '../errors.js';
 import type { FacesKey } from '../kinds/faces.js';
 import { sha256 } from '../kinds/identity.js';
 import { checkContentHash, checkModel, isSoundText } from '../kinds/kind.js';
+import { expectationOf } from '../schema-check.js';
 
 /** An image's bytes, or its SHA-256 as 64 lower-case hex characters. */
 export type Content = Uint8Array | string;
@@ -30,7 +31,7 @@ export function checkList<T>(argument: string, schema: z.ZodType<T>, list: unkno
 /** JSON may be nested deeper than any program can follow. */
 function parsed<T>(argument: string, schema: z.ZodType<T>, list: unknown) {
   try {
-    return schema.safeParse(list);
+    return schema.safeParse(list, { error: expectationOf });
   } catch (error) {
     if (error instanceof RangeError) throw new ArgumentError(argument, 'nested too deeply');
     throw error;

@@ -3,10 +3,10 @@ import type { FastifyInstance, FastifyRequest } from 'fastify';
 import type { z } from 'zod';
 import type { App } from '../app.js';
 import { TierUnavailableError } from '../errors.js';
-import { firstProblem } from '../queues/contract.js';
 import { type CrawlPayload, crawlPayload, crawlQueue } from '../queues/crawl.js';
 import { embeddingQueue } from '../queues/embedding.js';
 import { type Queues, QueueUnavailableError } from '../queues/index.js';
+import { check } from '../schema-check.js';
 import type { AccessRules } from './access.js';
 import { operations, serve } from './api.js';
 import { Deadline } from './deadline.js';
@@ -80,13 +80,12 @@ async function sorted({ tenantId, images, force }: z.infer<typeof crawlJobsBody>
   await inSlices(images, (image, index) => {
     const fields = typeof image === 'object' && image !== null ? image : {};
     const given = 'url' in fields && typeof fields.url === 'string' ? fields.url : null;
-    const result = crawlPayload.safeParse({ ...(force ? { force } : {}), ...fields, v: 1, tenantId });
-    if (result.success && given !== null) {
-      payloads.push(result.data);
+    const { data, problem } = check(crawlPayload, { ...(force ? { force } : {}), ...fields, v: 1, tenantId });
+    if (problem) {
+      rejected.push({ index, url: given, reason: `${problem.field}: ${problem.expectation}` });
+    } else if (given !== null) {
+      payloads.push(data);
       urls.push(given);
-    } else if (!result.success) {
-      const { field, expectation } = firstProblem(result.error);
-      rejected.push({ index, url: given, reason: `${field}: ${expectation}` });
     }
   });
   return { payloads, urls, rejected };

@@ -3,8 +3,8 @@ import type { FastifyError, FastifyInstance, FastifyReply } from 'fastify';
 import type { z } from 'zod';
 import type { App } from '../app.js';
 import { ArgumentError, TierUnavailableError } from '../errors.js';
-import { firstProblem } from '../queues/contract.js';
 import { QueueUnavailableError } from '../queues/index.js';
+import { check } from '../schema-check.js';
 
 export const TITLES: Readonly<Record<number, string>> = {
   400: 'Bad Request',
@@ -41,10 +41,9 @@ export function notFound(): HttpProblem {
 
 /** The request's part as `schema` reads it, or a 400 that names the field. */
 export function parsed<T>(schema: z.ZodType<T>, part: unknown): T {
-  const result = schema.safeParse(part);
-  if (result.success) return result.data;
-  const { field, expectation } = firstProblem(result.error);
-  throw new HttpProblem(400, `${field}: ${expectation}`, field);
+  const { data, problem } = check(schema, part);
+  if (problem) throw new HttpProblem(400, `${problem.field}: ${problem.expectation}`, problem.field);
+  return data;
 }
 
 export function answerWithProblems(server: FastifyInstance, app: App): void {

@@ -42,9 +42,3 @@ export function jobOptions<Payload>(contract: QueueContract<Payload>, payload: P
 
 /** The tenant as every payload names it. */
 export const tenantId = z.string().regex(TENANT_ID, 'expected 1 to 100 of letters, digits, ".", "_", "-"');
-
-/** `field: what is wrong` of the first problem. */
-export function firstProblem(error: z.ZodError): { field: string; expectation: string } {
-  const [issue] = error.issues;
-  return { field: issue?.path.join('.') || 'payload', expectation: issue?.message ?? 'not valid' };
-}

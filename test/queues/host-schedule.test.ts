@@ -201,13 +201,12 @@ describe.each(['redis', 'postgres'])('host schedule on %s', (backend) => {
     const app = world.app(env);
     const schedule = scheduleOf(app);
     const ruled = rules({ most: 3, gapMs: 200 });
-    const order: string[] = [];
-    const began: number[] = [];
+    const visits: { url: string; asked: number; began: number }[] = [];
     const permit = await schedule.enter(HOST, 'holder', 'acme', ruled);
     startWork(app, async ({ url }, { id }) => {
+      const asked = Date.now();
       const own = await schedule.enter(HOST, id, 'acme', ruled);
-      began.push(Date.now());
-      order.push(url);
+      visits.push({ url, asked, began: Date.now() });
       await own.leave(ruled);
       return { outcome: 'stored' };
     });
@@ -217,13 +216,15 @@ describe.each(['redis', 'postgres'])('host schedule on %s', (backend) => {
       // The first may have had its time by now.
       await untilState(app, ids.at(-1) as string, 'delayed', 'completed');
     }
-    const before = order.length;
     const cooled = Date.now();
     await permit.leave(ruled, 1_500);
+    const left = Date.now();
     for (const id of ids) await untilState(app, id, 'completed');
-    expect(order).toEqual([1, 2, 3, 4].map((n) => image(n).url));
-    expect(before).toBeLessThan(4);
-    expect(Math.min(...began.slice(before)) - cooled).toBeGreaterThanOrEqual(1_490);
+    expect(visits.map(({ url }) => url)).toEqual([1, 2, 3, 4].map((n) => image(n).url));
+    // Whoever asked before that may have been let in before it, too.
+    const later = visits.filter(({ asked }) => asked > left);
+    expect(later.length).toBeGreaterThan(0);
+    expect(Math.min(...later.map(({ began }) => began)) - cooled).toBeGreaterThanOrEqual(1_490);
   });
 
   test('who comes while a host cools down keeps the time it was given, before those who waited', async () => {
