@@ -9,36 +9,37 @@ import { TierUnavailableError } from '../src/errors.js';
 import { Periodic } from '../src/lifecycle.js';
 import { type EmbeddingPayload, embeddingQueue } from '../src/queues/embedding.js';
 
-const EVERY_MS = 5 * 60_000;
 const DAY_MS = 24 * 60 * 60_000;
+/** Milliseconds from one round to the next, and from one look through everything. */
+const RHYTHM = { everyMs: 5 * 60_000, wholeEveryMs: DAY_MS };
 /** Rounds look back this much further than the one before: a slow transaction commits late. */
 const OVERLAP_MS = 10 * 60_000;
 
-export function startSweep(app: App, model: string): Periodic {
+export function startSweep(app: App, model: string, { everyMs, wholeEveryMs } = RHYTHM): Periodic {
   const { cleanupDays } = app.config;
   let coveredUntil = 0;
-  let dailyAt = Number.NEGATIVE_INFINITY;
+  let wholeAt = Number.NEGATIVE_INFINITY;
   const round = async (signal: AbortSignal) => {
     try {
       const started = Date.now();
-      const isDaily = started - dailyAt >= DAY_MS;
+      const isWhole = started - wholeAt >= wholeEveryMs;
       // What was forgotten on purpose is not to be embedded again.
       const oldest = cleanupDays === null ? 0 : started - cleanupDays * DAY_MS;
-      const since = new Date(isDaily ? oldest : coveredUntil - OVERLAP_MS);
+      const since = new Date(isWhole ? oldest : coveredUntil - OVERLAP_MS);
       app.events.swept(await enqueueMissing(app, model, since, signal));
       await app.claims.forgetExpired();
       await app.objects.tidy();
       app.connection.invalidation.purge();
-      if (cleanupDays !== null && isDaily) app.events.cleaned(await app.connection.cleanup(cleanupDays, signal));
+      if (cleanupDays !== null && isWhole) app.events.cleaned(await app.connection.cleanup(cleanupDays, signal));
       if (signal.aborted) return;
       coveredUntil = started;
-      if (isDaily) dailyAt = started;
+      if (isWhole) wholeAt = started;
     } catch (error) {
       // An outage is reported by the guard, and the next round covers what this one did not.
       if (!(error instanceof TierUnavailableError)) app.events.troubled('sweep', error);
     }
   };
-  return new Periodic(EVERY_MS, round).start();
+  return new Periodic(everyMs, round).start();
 }
 
 /** @returns how many embedding jobs were asked for; those that wait already are not doubled. */
