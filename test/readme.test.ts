@@ -347,7 +347,7 @@ describe('what is said beside them', () => {
   test(
     'images of one’s own machine are refused, and fetched with FETCH_ALLOW and --force',
     async () => {
-      const [, address = '', name = ''] = /`FETCH_ALLOW=([^`]+)`, or\s+`([^`]+)`/.exec(readme) ?? [];
+      const [, address = '', name = ''] = /`FETCH_ALLOW='([^']+)' npm start`, or\s+`([^`]+)`/.exec(readme) ?? [];
       expect(spans).toContain('--force');
       await using site = await new Site().listen();
       const url = site.put('/mine.jpg', { body: await samplePhoto(4) });
@@ -373,7 +373,7 @@ describe('what is said beside them', () => {
 
   test('the page is where the text says', () => {
     const { host, port } = toConfig({}).http;
-    expect(readme).toContain(` http://${host}:${port}/.`);
+    expect(readme).toContain(` http://${host}:${port}/,`);
   });
 });
 
