@@ -1,7 +1,7 @@
 /** What a schema makes of a value, and what is wrong with it in words for whoever sent it. */
 import type { z } from 'zod';
 
-export interface FieldProblem {
+interface FieldProblem {
   /** The path of the first field that does not fit; `payload` where it is the whole. */
   readonly field: string;
   readonly expectation: string;
