@@ -52,7 +52,10 @@ local function comeTo(priority)
 end
 if head then comeTo(priorityIn(head)) end
 local lately = redis.call('LRANGE', active, 0, 49)
-lately[#lately + 1] = redis.call('ZREVRANGE', completed, 0, 0)[1]
+local ended = redis.call('ZREVRANGE', completed, 0, 0, 'WITHSCORES')[2]
+-- Several may have ended in one millisecond, and stand in the order of their ids.
+local last = ended and redis.call('ZRANGEBYSCORE', completed, ended, ended, 'LIMIT', 0, 50) or {}
+for _, id in ipairs(last) do lately[#lately + 1] = id end
 for _, id in ipairs(lately) do comeTo(tonumber(redis.call('HGET', own .. id, 'priority') or 0)) end
 present = math.max(present, base + 1)
 redis.call('HSET', turns, ':present', present)

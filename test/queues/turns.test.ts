@@ -2,7 +2,7 @@
 import type { Job, Worker } from 'bullmq';
 import fc from 'fast-check';
 import { Client } from 'pg';
-import { describe, expect, test } from 'vitest';
+import { describe, expect, test, vi } from 'vitest';
 import type { App } from '../../src/app.js';
 import { crawlQueue } from '../../src/queues/crawl.js';
 import { Queues } from '../../src/queues/index.js';
@@ -200,6 +200,18 @@ describe.each(['redis', 'postgres'] as const)('turns on %s', (backend) => {
       await enqueue('a', numbered('a', 40));
       const held = await holdBack((await take()) as Job);
       await run(20);
+      await held.promote();
+      await enqueue('b', numbered('b', 20));
+      expect(await run(5)).toEqual(['a0', 'b0', 'a21', 'b1', 'a22']);
+    });
+
+    test('goes by all jobs that ended in the last millisecond', async () => {
+      await using world = await createWorld();
+      const { enqueue, run, take } = line(world);
+      await enqueue('a', numbered('a', 40));
+      const held = await holdBack((await take()) as Job);
+      vi.useFakeTimers({ toFake: ['Date'], now: Date.now() });
+      await run(20).finally(() => vi.useRealTimers());
       await held.promote();
       await enqueue('b', numbered('b', 20));
       expect(await run(5)).toEqual(['a0', 'b0', 'a21', 'b1', 'a22']);
