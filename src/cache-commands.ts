@@ -1,9 +1,10 @@
 /** The commands about the cache: what it holds, forgetting, and whether both tiers agree. */
-import { type Command, InvalidArgumentError } from 'commander';
+import type { Command } from 'commander';
 import type { App } from './app.js';
 import { explain } from './cache/explain.js';
 import { verify } from './cache/verify.js';
 import { allowedGap } from './crawl/robots.js';
+import { tenantId, wholeNumberFrom } from './option-values.js';
 import { examples, figures, print } from './output.js';
 
 interface Output {
@@ -27,7 +28,7 @@ export function addCacheCommands(program: Command, open: () => Promise<App & Asy
     .command('explain')
     .description('what is known of a URL, and whether a crawl of it would skip it')
     .argument('<url>')
-    .requiredOption('--tenant <id>', 'whose crawl it would be')
+    .requiredOption('--tenant <id>', 'whose crawl it would be', tenantId)
     .addHelpText('after', examples('hybrid-cache explain https://example.com/portrait.jpg --tenant acme'))
     .option('--json', 'print JSON')
     .action(async (url: string, { tenant, json }: Output & { tenant: string }) => {
@@ -40,7 +41,7 @@ export function addCacheCommands(program: Command, open: () => Promise<App & Asy
   program
     .command('invalidate')
     .description('forget everything of a tenant, crawl records included; its objects stay')
-    .argument('<tenant>')
+    .argument('<tenant>', 'its id', tenantId)
     .addHelpText('after', examples('hybrid-cache invalidate acme'))
     .option('--json', 'print JSON')
     .action(async (tenant: string, { json }: Output) => {
@@ -67,7 +68,7 @@ export function addCacheCommands(program: Command, open: () => Promise<App & Asy
   program
     .command('cleanup')
     .description('forget what is older than some days (crawl records: four times as long, at least 30 days)')
-    .requiredOption('--days <n>', 'whole days, from 1 on', wholeNumber)
+    .requiredOption('--days <n>', 'whole days, from 1 on', wholeNumberFrom(1))
     .addHelpText('after', examples('hybrid-cache cleanup --days 7'))
     .option('--json', 'print JSON')
     .action(async ({ days, json }: Output & { days: number }) => {
@@ -79,7 +80,7 @@ export function addCacheCommands(program: Command, open: () => Promise<App & Asy
   program
     .command('verify')
     .description('compare samples of both tiers; exit 1 if they differ')
-    .option('--sample <n>', 'entries of each kind, and of Redis', wholeNumber, 1_000)
+    .option('--sample <n>', 'entries of each kind, and of Redis', wholeNumberFrom(1), 1_000)
     .addHelpText('after', examples('hybrid-cache verify --sample 10000 --json'))
     .option('--json', 'print JSON')
     .action(async ({ sample, json }: Output & { sample: number }) => {
@@ -91,11 +92,6 @@ export function addCacheCommands(program: Command, open: () => Promise<App & Asy
       if (found.compared === 0) process.stderr.write('Nothing was compared: no entry of Redis is of use.\n');
       if (differences.length > 0) process.exitCode = 1;
     });
-}
-
-function wholeNumber(text: string): number {
-  if (/^[1-9]\d{0,8}$/.test(text)) return Number(text);
-  throw new InvalidArgumentError('expected a whole number from 1 on');
 }
 
 /** Figures one below the other, those within others with the names of both. */

@@ -5,8 +5,8 @@ import type { Readable } from 'node:stream';
 import type { Command } from 'commander';
 import type { App } from './app.js';
 import { ArgumentError } from './errors.js';
-import { checkTenantId } from './kinds/kind.js';
 import { onShutdownSignal } from './lifecycle.js';
+import { tenantId } from './option-values.js';
 import { coloured, examples, print, table } from './output.js';
 import { Progress } from './progress.js';
 import { type CrawlPayload, crawlPayload, crawlQueue } from './queues/crawl.js';
@@ -47,7 +47,7 @@ export function addEnqueueCommand(program: Command, open: () => Promise<App & As
     .command('enqueue')
     .description('enqueue the image URLs of a file, or of standard input (-), one a line')
     .argument('<file>', 'a file, or - for standard input')
-    .requiredOption('--tenant <id>', 'whose images they are')
+    .requiredOption('--tenant <id>', 'whose images they are', tenantId)
     .option('--force', 'fetch also what is known')
     .option('--wait', 'wait for the outcomes; exit 1 if any job failed')
     .option('--json', 'print JSON')
@@ -87,7 +87,6 @@ async function enqueueList(
   options: EnqueueOptions,
   signal: AbortSignal,
 ): Promise<boolean> {
-  checkTenantId(options.tenant);
   const list = await openList(file);
   await using app = await open();
   const { ids, enqueued, duplicates, refused } = await enqueueLines(app, list, options, signal);

@@ -2,8 +2,8 @@
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import type { App } from './app.js';
 import { FAILURE_REASONS } from './errors.js';
-import { TENANT_ID } from './kinds/kind.js';
 import { canonicalUrl } from './kinds/url.js';
+import { tenantId, wholeNumberFrom } from './option-values.js';
 import { examples, figures, print, table } from './output.js';
 import { Progress } from './progress.js';
 import { QUEUE_NAMES } from './queues/contract.js';
@@ -24,7 +24,7 @@ export function addFailedCommands(program: Command, open: () => Promise<App & As
 
   filtered(failed.command('list'))
     .description('count failed jobs by reason and by host, and show the newest')
-    .option('--limit <n>', 'how many jobs to show', count, 20)
+    .option('--limit <n>', 'how many jobs to show', wholeNumberFrom(0), 20)
     .addHelpText(
       'after',
       examples('hybrid-cache failed list --reason timeout', 'hybrid-cache failed list --tenant acme --limit 0 --json'),
@@ -69,7 +69,7 @@ function filtered(command: Command): Command {
     .addOption(new Option('--queue <queue>', 'only of this queue').choices(QUEUE_NAMES))
     .addOption(new Option('--reason <reason>', 'only those that failed for it').choices(FAILURE_REASONS))
     .option('--host <host>', 'only images of this host, such as example.com (on any port) or example.com:8080', host)
-    .option('--tenant <id>', 'only of this tenant', tenant);
+    .option('--tenant <id>', 'only of this tenant', tenantId);
 }
 
 /** The bar goes when all is done. */
@@ -83,11 +83,6 @@ function shownBy(progress: Progress, label: string): Watch {
   };
 }
 
-function count(text: string): number {
-  if (/^\d{1,9}$/.test(text)) return Number(text);
-  throw new InvalidArgumentError('expected a whole number');
-}
-
 /** As the canonical URLs of the jobs spell it. */
 function host(text: string): string {
   try {
@@ -97,11 +92,6 @@ function host(text: string): string {
     // Said below.
   }
   throw new InvalidArgumentError('expected a host, such as example.com or example.com:8080');
-}
-
-function tenant(text: string): string {
-  if (TENANT_ID.test(text)) return text;
-  throw new InvalidArgumentError('expected 1 to 100 of letters, digits, ".", "_", "-"');
 }
 
 function report({ failed, reasons, hosts, hostCount, jobs }: FailedSummary, filter: FailedFilter): string {

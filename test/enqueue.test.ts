@@ -210,12 +210,6 @@ describe('a command that is not understood exits with 2, in one line', () => {
     const { code, out, err } = await runCommand(['enqueue', ...args, '--tenant', 'acme'], {});
     expect([code, out, err]).toEqual([2, '', words]);
   });
-
-  test('a tenant that is none', async () => {
-    const { code, out, err } = await runCommand(['enqueue', '-', '--tenant', 'a:b'], {});
-    expect([code, out]).toEqual([2, '']);
-    expect(err).toMatch(/^hybrid-cache: tenantId: expected .*\n$/);
-  });
 });
 
 test('a list that is still open is enqueued no further after SIGTERM', async () => {
