@@ -141,7 +141,7 @@ describe.each([
       const times = site.requests.map(({ at }) => at);
       expect(times).toHaveLength(4);
       for (let i = 2; i < times.length; i++) {
-        expect((times[i] as number) - (times[i - 1] as number)).toBeGreaterThan(CRAWL_DELAY_S * 1_000 - 100);
+        expect((times[i] as number) - (times[i - 1] as number)).toBeGreaterThan(CRAWL_DELAY_S * 500);
       }
     });
 
@@ -199,12 +199,12 @@ describe.each([
   });
 
   test('a redirect is a request of its own: it waits for its host, and goes on from there', async () => {
-    app = start({ FETCH_HOST_CONCURRENCY: '1', FETCH_HOST_GAP_MS: '150', FETCH_ROBOTS: 'ignore' });
+    app = start({ FETCH_HOST_CONCURRENCY: '1', FETCH_HOST_GAP_MS: '2000', FETCH_ROBOTS: 'ignore' });
     const url = site.redirect('/from.png', picture('to'));
     expect(await crawled(app, 'acme', url)).toMatchObject({ outcome: 'stored' });
     expect(site.requests.map(({ path }) => path)).toEqual(['/from.png', '/to.png']);
     const [first, second] = site.requests.map(({ at }) => at) as [number, number];
-    expect(second - first).toBeGreaterThan(120);
+    expect(second - first).toBeGreaterThan(1_000);
   });
 
   test('a redirect to an address that is closed is refused at once, and waits for nobody there', async () => {
