@@ -172,7 +172,7 @@ describe.each([
   });
 
   test('no host sees more than its limit, nor requests without a gap, over three workers; no attempt is spent on waiting', async () => {
-    const politely = { FETCH_HOST_CONCURRENCY: '2', FETCH_HOST_GAP_MS: '100', FETCH_ROBOTS: 'ignore' };
+    const politely = { FETCH_HOST_CONCURRENCY: '2', FETCH_HOST_GAP_MS: '300', FETCH_ROBOTS: 'ignore' };
     app = start(politely);
     start(politely);
     start(politely);
@@ -191,10 +191,9 @@ describe.each([
       expect(one.requests).toHaveLength(12);
       expect(one.inFlight().highest).toBe(2);
       const times = one.requests.map(({ at }) => at);
-      // From the permit to the wire a process may take a moment, and the next one less: what counts is the long run.
-      for (let i = 6; i < times.length; i++) {
-        expect((times[i] as number) - (times[i - 6] as number)).toBeGreaterThan(6 * 100 - 250);
-      }
+      const gaps = times.slice(1).map((at, i) => at - (times[i] as number));
+      // From the permit to the wire a process may take a moment, and the next one less. Without gaps, half are next to none.
+      expect(gaps.filter((gap) => gap < 150).length).toBeLessThanOrEqual(2);
     }
   });
 
