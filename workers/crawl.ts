@@ -1,7 +1,7 @@
 /** The crawl job: one URL in; raw bytes, thumbnail, perceptual hash and a record out, once per tenant. */
 import { performance } from 'node:perf_hooks';
 import type { Claims } from '../src/cache/claims.js';
-import type { CrawlRecords, NewImage, UrlFacts } from '../src/cache/crawl-records.js';
+import type { CrawlRecords, NewImage, ReadContent, UrlFacts } from '../src/cache/crawl-records.js';
 import type { NearDuplicate, SearchOptions } from '../src/cache/near-duplicates.js';
 import type { Fetched, Fetcher, Validators } from '../src/crawl/fetch.js';
 import { DeferredError, RejectedError, RetryableError } from '../src/errors.js';
@@ -139,9 +139,8 @@ async function crawlContent(
 }
 
 /** What the URL served, and the image behind it: known for so long that the origin is asked whether it is the same. */
-interface Stale {
+interface Stale extends ReadContent {
   readonly record: CrawlUrl;
-  readonly content: CrawlContent;
 }
 
 async function knownUrl(step: Step): Promise<{ outcome: CrawlOutcome | null; stale: Stale | null }> {
@@ -154,8 +153,8 @@ async function knownUrl(step: Step): Promise<{ outcome: CrawlOutcome | null; sta
   if (step.revalidateAfterMs === null || Date.now() - fetchedAt < step.revalidateAfterMs) {
     return { outcome: { outcome: 'skipped', reason: 'url', contentHash, rawKey }, stale: null };
   }
-  const content = await records.content(job.tenantId, contentHash);
-  return { outcome: null, stale: content && { record: facts.record, content } };
+  const read = await records.readContent(job.tenantId, contentHash);
+  return { outcome: null, stale: read && { record: facts.record, ...read } };
 }
 
 /** @throws {RetryableError} where it was a failure that is remembered for a while, and no refusal */
@@ -166,10 +165,11 @@ async function refused(step: Step, { reason, detail }: Rejection): Promise<Crawl
 }
 
 /** The origin says that the bytes are those of before. */
-async function unchanged(step: Step, { record: known, content }: Stale): Promise<CrawlOutcome> {
+async function unchanged(step: Step, { record: known, ...read }: Stale): Promise<CrawlOutcome> {
   const { contentHash, rawKey, sourceUrl, jobId, etag, lastModified } = known;
-  const image = { url: step.job.url, sourceUrl, contentHash, content, validators: { etag, lastModified } };
-  await timed(step, 'record', () => step.records.storeUrl(step.job.tenantId, image, jobId));
+  const image = { url: step.job.url, sourceUrl, contentHash, ...read, validators: { etag, lastModified } };
+  const stood = await timed(step, 'record', () => step.records.storeUrl(step.job.tenantId, image, jobId));
+  if (!stood) throw new DeferredError(1, 'the tenant was invalidated while the origin was asked for what has changed');
   return { outcome: 'skipped', reason: 'url', contentHash, rawKey };
 }
 
@@ -233,10 +233,12 @@ function validatorsOf({ job }: Step, { finalUrl, etag, lastModified }: Fetched):
 
 async function knownContent(step: Step, contentHash: string, validators: Validators): Promise<Kept | null> {
   const { job, records, jobId } = step;
-  const content = await timed(step, 'lookup', () => records.content(job.tenantId, contentHash));
-  if (!content) return null;
-  const image = { url: job.url, sourceUrl: job.sourceUrl ?? null, contentHash, content, validators };
-  await timed(step, 'record', () => records.storeUrl(job.tenantId, image, jobId));
+  const read = await timed(step, 'lookup', () => records.readContent(job.tenantId, contentHash));
+  if (!read) return null;
+  const image = { url: job.url, sourceUrl: job.sourceUrl ?? null, contentHash, ...read, validators };
+  const stood = await timed(step, 'record', () => records.storeUrl(job.tenantId, image, jobId));
+  if (!stood) return null;
+  const { content } = read;
   if (content.jobId === jobId) return stored(step, contentHash, content);
   return { outcome: 'skipped', reason: 'content', contentHash, rawKey: content.rawKey };
 }

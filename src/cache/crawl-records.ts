@@ -36,6 +36,15 @@ export interface ImageFacts {
   readonly isInDoubt: boolean;
   /** The image behind the content hash. */
   readonly content: CrawlContent | null;
+  /** Of the oldest of these facts. */
+  readonly generation: number;
+}
+
+/** A record of a content as it was read. */
+export interface ReadContent {
+  readonly content: CrawlContent;
+  /** The tenant's, in which it was read: what is written again because of it stands in no later one. */
+  readonly generation: number;
 }
 
 export interface NewImage {
@@ -47,6 +56,9 @@ export interface NewImage {
   /** `null` where the caller computes none. */
   readonly phash: string | null;
 }
+
+/** Whose content was read, and not made. */
+export type KnownImage = Omit<NewImage, 'phash'> & ReadContent;
 
 /** Only a URL has a name that may not resolve. */
 type ContentRejection = Rejection & { readonly reason: RejectReason };
@@ -91,21 +103,23 @@ export class CrawlRecords {
         lookup(tenantId, crawlContents, contentHash),
       ]),
     );
-    const valueAt = (i: number) => {
-      const answer = answers[i];
-      return answer?.state === 'hit' ? answer.value : null;
-    };
-    return images.map(({ url, contentHash }, i) => ({
-      url,
-      contentHash,
-      record: valueAt(2 * i) as CrawlUrl | null,
-      isInDoubt: answers[2 * i]?.state === 'unknown',
-      content: valueAt(2 * i + 1) as CrawlContent | null,
-    }));
+    return images.map((image, i) => factsOf(image, answers[2 * i] as Answer, answers[2 * i + 1] as Answer));
   }
 
   async content(tenantId: string, contentHash: string): Promise<CrawlContent | null> {
-    return known(await this.hybrid.read(tenantId, crawlContents, contentHash));
+    return (await this.readContent(tenantId, contentHash))?.content ?? null;
+  }
+
+  /** The record of a content, to be written again together with another URL that serves it. */
+  async readContent(tenantId: string, contentHash: string): Promise<ReadContent | null> {
+    const answer = await this.hybrid.read(tenantId, crawlContents, contentHash);
+    const content = known(answer);
+    return content && { content, generation: generationOf(answer) };
+  }
+
+  /** Whether facts that were read a while ago may still be told: no, if the tenant was invalidated since. */
+  reaches(tenantId: string, { generation }: { readonly generation: number }): boolean {
+    return this.hybrid.reaches(tenantId, generation);
   }
 
   /** The perceptual hash of a recorded content; `null` where its writer computed none. */
@@ -131,15 +145,19 @@ export class CrawlRecords {
     return standing.find(({ kind }) => kind === crawlContents)?.value as CrawlContent;
   }
 
-  /** Remembers that a URL serves a content that is already recorded. */
-  async storeUrl(tenantId: string, image: Omit<NewImage, 'phash'>, jobId: string | null): Promise<void> {
-    await this.#write(urlOfKnown(tenantId, image, { jobId, storedAt: Date.now() }));
+  /**
+   * Remembers that a URL serves a content that is already recorded. @returns whether it still was: where the tenant was
+   * invalidated since the content was read, nothing is written.
+   */
+  async storeUrl(tenantId: string, image: KnownImage, jobId: string | null): Promise<boolean> {
+    const entries = urlOfKnown(tenantId, image, { jobId, storedAt: Date.now() });
+    return (await this.#write(entries)).length === entries.length;
   }
 
   /** `storeUrl` for many URLs that no job brought. */
   async rememberUrls(
     tenantId: string,
-    images: readonly { url: string; contentHash: string; content: CrawlContent }[],
+    images: readonly Pick<KnownImage, 'url' | 'contentHash' | 'content' | 'generation'>[],
   ): Promise<void> {
     const now = { jobId: null, storedAt: Date.now() };
     const entries = images.flatMap((image) =>
@@ -181,11 +199,35 @@ function urlEntry(tenantId: string, image: Omit<NewImage, 'phash'>, content: Cra
 }
 
 /** The content comes along: should retention delete it at this moment, it is there again. */
-function urlOfKnown(
-  tenantId: string,
-  image: Omit<NewImage, 'phash'>,
-  by: Pick<CrawlContent, 'jobId' | 'storedAt'>,
-): Entry[] {
-  const { contentHash, content } = image;
-  return [entry(tenantId, crawlContents, contentHash, content), urlEntry(tenantId, image, { ...content, ...by })];
+function urlOfKnown(tenantId: string, image: KnownImage, by: Pick<CrawlContent, 'jobId' | 'storedAt'>): Entry[] {
+  const { contentHash, content, generation } = image;
+  const entries = [
+    entry(tenantId, crawlContents, contentHash, content),
+    urlEntry(tenantId, image, { ...content, ...by }),
+  ];
+  return entries.map((one) => ({ ...one, onlyIn: generation }));
+}
+
+function factsOf(
+  { url, contentHash }: Pick<ImageFacts, 'url' | 'contentHash'>,
+  ofUrl: Answer,
+  ofContent: Answer,
+): ImageFacts {
+  return {
+    url,
+    contentHash,
+    record: valueOf(ofUrl) as CrawlUrl | null,
+    isInDoubt: ofUrl.state === 'unknown',
+    content: valueOf(ofContent) as CrawlContent | null,
+    generation: Math.min(generationOf(ofUrl), generationOf(ofContent)),
+  };
+}
+
+function valueOf(answer: Answer): unknown {
+  return answer.state === 'hit' ? answer.value : null;
+}
+
+/** Of nothing, no invalidation changes anything. */
+function generationOf(answer: Answer): number {
+  return answer.state === 'hit' ? answer.generation : Number.MAX_SAFE_INTEGER;
 }

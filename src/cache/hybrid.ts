@@ -20,12 +20,21 @@ import type { Journal } from './journal.js';
 import type { LookupCounts } from './lookup-counts.js';
 import type { PostgresTier } from './postgres-tier.js';
 import type { RedisTier } from './redis-tier.js';
-import { ABSENT, type Entry, type Found, type FoundValue, type Lookup, lookup, type Stored } from './tier.js';
+import {
+  ABSENT,
+  type Entry,
+  type Found,
+  type FoundValue,
+  type Lookup,
+  lookup,
+  type Overtaken,
+  type Stored,
+} from './tier.js';
 
 export interface Written {
   /** Whether it will outlive any crash: PostgreSQL has committed it, or the journal has it. */
   readonly durable: boolean;
-  /** The entries as they stand now; see `PostgresTier.write`. */
+  /** The entries as they stand now; see `PostgresTier.write`. Those that were overtaken are not among them. */
   readonly entries: readonly Entry[];
 }
 
@@ -51,7 +60,7 @@ export class HybridCache {
   readonly #redisWrites: Batcher<Stored, boolean>;
   /** One for each combination of kinds, so that a table that is locked holds up nobody who does not ask for it. */
   readonly #postgresReads = new Map<string, Batcher<Lookup, Found>>();
-  readonly #postgresWrites = new Map<string, Batcher<Entry, Stored>>();
+  readonly #postgresWrites = new Map<string, Batcher<Entry, Stored | Overtaken>>();
   #hasBegun = false;
   /** Backfills under way, so that closing can wait for them. */
   readonly #background = new Set<Promise<void>>();
@@ -85,12 +94,13 @@ export class HybridCache {
     if (entries.length === 0) return { durable: true, entries };
     const begun = this.#begin();
     if (begun) await begun;
-    const standing = await unlessAway(this.#postgresWriter(entries).add(entries));
-    if (!standing) {
+    const told = await unlessAway(this.#postgresWriter(entries).add(entries));
+    if (!told) {
       const durable = options.hotWithoutDurable && (await this.#writeWithoutPostgres(entries));
       return { durable, entries };
     }
-    await this.toRedis(standing);
+    const standing = told.filter((one): one is Stored => !this.#isOvertaken(one));
+    if (standing.length > 0) await this.toRedis(standing);
     return { durable: true, entries: standing };
   }
 
@@ -105,9 +115,20 @@ export class HybridCache {
     this.#flights.end(standing);
   }
 
+  /** Whether what was read in this generation may still be told. */
+  reaches(tenantId: string, generation: number): boolean {
+    return this.coherence.reaches(tenantId, generation);
+  }
+
   /** Waits for the backfills under way. */
   async close(): Promise<void> {
     await Promise.all(this.#background);
+  }
+
+  #isOvertaken(one: Stored | Overtaken): boolean {
+    if (!('overtakenBy' in one)) return false;
+    this.coherence.learn(one.tenantId, one.overtakenBy);
+    return true;
   }
 
   /** What has to happen before the first answer, and is undefined from then on. */
@@ -162,7 +183,7 @@ export class HybridCache {
     return found;
   }
 
-  #postgresWriter(entries: readonly Entry[]): Batcher<Entry, Stored> {
+  #postgresWriter(entries: readonly Entry[]): Batcher<Entry, Stored | Overtaken> {
     const { guard, tier } = this.tiers.postgres;
     return batcherFor(
       this.#postgresWrites,

@@ -13,6 +13,7 @@ import {
   type Found,
   isOurs,
   type Lookup,
+  type Overtaken,
   type Stamp,
   type Stored,
   type Tier,
@@ -21,6 +22,7 @@ import {
 import { YoungTables } from './young-tables.js';
 
 type Row = [part: number, slot: number, generation: string, version: string, ...rest: unknown[]];
+type WrittenRow = [part: number, slot: number, generation: string, version: string | null, ...rest: unknown[]];
 
 /** Two writers of the same rows in opposite orders: PostgreSQL ends one of them, which may simply try again. */
 const DEADLOCK = '40P01';
@@ -79,27 +81,28 @@ export class PostgresTier implements Tier {
   /**
    * Writes all or nothing. Resolves with the entries as they stand afterwards, in the order given: for a kind that keeps
    * its first value, that may be an older one; for a kind with versions, a later one; of a key that stands several
-   * times, the last.
+   * times, the last. What was read in a generation that is over by now is not written, and told as such.
    */
-  async write(entries: readonly Entry[]): Promise<Stored[]> {
+  async write(entries: readonly Entry[]): Promise<(Stored | Overtaken)[]> {
     const unique = withoutRepeats(entries);
     const groups = grouped(unique);
     const now = await this.#clock.now();
     const aheadMs = now * 1000 - Date.now();
     const statement = insertion(groups, now + LATEST_SECONDS, Math.abs(aheadMs) < CLOCK_TOLERANCE_MS ? 0 : aheadMs);
-    const standing = new Map<string, Stored>();
-    for (const [part, slot, generation, version, overwrote, cells] of await this.#query(statement)) {
+    const standing = new Map<string, Stored | Overtaken>();
+    for (const [part, slot, generation, version, overwrote, cells] of await this.#query<WrittenRow>(statement)) {
       const item = groups[part]?.items[slot]?.item;
       if (!item) continue;
-      const told = cells === null ? item : revalued(item, cells);
-      standing.set(item.id, { ...told, ...stamp(generation, version), overwrote: overwrote as boolean });
+      if (version !== null)
+        standing.set(item.id, storedAs(item, stamp(generation, version), overwrote as boolean, cells));
+      else if (!standing.has(item.id)) standing.set(item.id, { ...item, overtakenBy: Number(generation) });
     }
     if (unique.some(({ id }) => !standing.has(id))) {
       this.#clock.forget();
       throw new LateStatementError();
     }
     for (const { kind, items } of groups) this.#young.wrote(kind.table.name, items.length);
-    return entries.map(({ id }) => standing.get(id) as Stored);
+    return entries.map(({ id }) => standing.get(id) as Stored | Overtaken);
   }
 
   /** Writes entries that have their stamps, see `restoration`. @returns those that were written. */
@@ -137,10 +140,10 @@ export class PostgresTier implements Tier {
     if (this.probes !== this.pool) await this.probes.end();
   }
 
-  async #query(statement: Statement): Promise<Row[]> {
+  async #query<Answer extends unknown[] = Row>(statement: Statement): Promise<Answer[]> {
     for (let tries = 1; ; tries++) {
       try {
-        const { rows } = await this.pool.query<Row>({ ...statement, rowMode: 'array' });
+        const { rows } = await this.pool.query<Answer>({ ...statement, rowMode: 'array' });
         return rows;
       } catch (error) {
         if ((error as Partial<DatabaseError>).code !== DEADLOCK || tries === TRIES) throw error;
@@ -151,8 +154,8 @@ export class PostgresTier implements Tier {
 
 /**
  * One entry of each row, since a statement may touch a row once: the last, unless its kind has versions, or `order` says
- * otherwise: then the greatest. In the order of the keys, since writers that lock rows in different orders end in a
- * deadlock.
+ * otherwise: then the greatest. One that may be overtaken gives way to one that may not. In the order of the keys, since
+ * writers that lock rows in different orders end in a deadlock.
  */
 function withoutRepeats<T extends Entry>(entries: readonly T[], order?: (one: T) => number): readonly T[] {
   if (entries.length === 1) return entries;
@@ -162,9 +165,18 @@ function withoutRepeats<T extends Entry>(entries: readonly T[], order?: (one: T)
     const row = versions ? `${one.id}:${versions.of(one.value)}` : one.id;
     const rank = order ?? ((entry: T) => versions?.at(entry.value) ?? 0);
     const other = rows.get(row);
-    if (!other || rank(one) >= rank(other)) rows.set(row, one);
+    const isWeaker = other && (firmness(one) - firmness(other) || rank(one) - rank(other)) < 0;
+    if (!isWeaker) rows.set(row, one);
   }
   return [...rows].sort(([a], [b]) => (a < b ? -1 : 1)).map(([, one]) => one);
+}
+
+function firmness({ onlyIn }: Entry): number {
+  return onlyIn === undefined ? 1 : 0;
+}
+
+function storedAs(item: Entry, at: Stamp, overwrote: boolean, cells: unknown): Stored {
+  return { ...(cells === null ? item : revalued(item, cells)), ...at, overwrote };
 }
 
 function stamp(generation: string, version: string): Stamp {

@@ -19,22 +19,33 @@ import type { Entry, Stamp } from './tier.js';
 
 /**
  * One insert per kind, all in one statement, which does nothing after `latest`, by the server's clock. Rows of `part, slot,
- * generation, version, overwrote`, and the cells of what stands where that may be something else than what was written.
+ * generation, version, overwrote`, and the cells of what stands where that may be something else than what was written;
+ * without a version where the entry was not to be written in this generation.
  *
  * @param aheadMs what to add to our clock for the server's
  */
 export function insertion(groups: readonly Group<Entry>[], latest: number, aheadMs = 0): Statement {
+  const isConditional = groups.some(({ items }) => items.some(({ item }) => item.onlyIn !== undefined));
   const only = onlyItem(groups);
-  if (only && !mayStandOtherwise(only.kind)) return insertionOfOne(only, latest);
+  if (only && !isConditional && !mayStandOtherwise(only.kind)) return insertionOfOne(only, latest);
   const values: unknown[] = [latest];
   const asked = groups.map((group) => rowsOf(group, values, aheadMs));
-  const name = `write ${names(groups)}`;
-  return { name, text: once(name, () => insertionText(groups, asked)), values };
+  if (isConditional) asked.forEach((arrays, part) => addCondition(arrays, groups[part] as Group<Entry>));
+  const name = `${isConditional ? 'rewrite' : 'write'} ${names(groups)}`;
+  return { name, text: once(name, () => insertionText(groups, asked, isConditional)), values };
 }
 
-function insertionText(groups: readonly Group<Entry>[], asked: readonly Arrays[]): string {
+function addCondition(arrays: Arrays, { items }: Group<Entry>): void {
+  arrays.add(
+    'only_in',
+    'bigint',
+    column(items, (item) => item.onlyIn ?? null),
+  );
+}
+
+function insertionText(groups: readonly Group<Entry>[], asked: readonly Arrays[], isConditional: boolean): string {
   const tables = groups.flatMap(({ kind }, part) => [
-    `a${part} as materialized (select a.*, ${CURRENT('a.tenant_id')} as generation from ${asked[part]?.from('a')} where ${inTime(1)})`,
+    ...rowsToWrite(part, asked[part] as Arrays, isConditional),
     `w${part} as (${upsert(kind, `a${part}`)})`,
     `r${part} as (${standing(kind, part)})`,
     `p${part} as (${repairs(`r${part}`)})`,
@@ -42,7 +53,21 @@ function insertionText(groups: readonly Group<Entry>[], asked: readonly Arrays[]
   const answers = groups.map(
     (_, part) => `select ${part}::int, slot::int - 1, generation, version, overwrote, cells from r${part}`,
   );
-  return `with ${tables.join(', ')} ${answers.join(' union all ')}`;
+  const overtaken = groups.map(
+    (_, part) => `select ${part}::int, slot::int - 1, generation, null, false, null from c${part} where ${OVERTAKEN}`,
+  );
+  return `with ${tables.join(', ')} ${[...answers, ...(isConditional ? overtaken : [])].join(' union all ')}`;
+}
+
+const OVERTAKEN = 'only_in <> generation';
+
+function rowsToWrite(part: number, asked: Arrays, isConditional: boolean): string[] {
+  const rows = `select a.*, ${CURRENT('a.tenant_id')} as generation from ${asked.from('a')} where ${inTime(1)}`;
+  if (!isConditional) return [`a${part} as materialized (${rows})`];
+  return [
+    `c${part} as materialized (${rows})`,
+    `a${part} as materialized (select * from c${part} where (${OVERTAKEN}) is not true)`,
+  ];
 }
 
 /** Whether the moment that is given, in seconds since the epoch by the server's clock, is yet to come. */

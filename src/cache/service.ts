@@ -22,7 +22,7 @@ import { type CacheConfig, type CacheConnection, connectCache } from './connect.
 import { CrawlRecords, UNKNOWN_VERSION } from './crawl-records.js';
 import { unlessAway } from './hybrid.js';
 import { type NearDuplicate, searchNearDuplicates } from './near-duplicates.js';
-import { type Asked, askedOf, isKnownByContent, type SkipAnswer, skipByFacts, skipByUrl } from './skip.js';
+import { type Asked, askedOf, isKnownByContent, NOT_SKIPPED, type SkipAnswer, skipByFacts, skipByUrl } from './skip.js';
 import { type CacheStatistics, readStatistics } from './statistics.js';
 import { entry, lookup } from './tier.js';
 
@@ -231,7 +231,7 @@ export class HybridCacheService {
     const facts = await this.#records.imageFacts(tenant, asked);
     const newUrls = facts.filter(isKnownByContent).filter(({ isInDoubt }) => !isInDoubt);
     await unlessAway(this.#records.rememberUrls(tenant, newUrls));
-    return facts.map(skipByFacts);
+    return facts.map((one) => (this.#records.reaches(tenant, one) ? skipByFacts(one) : NOT_SKIPPED));
   }
 
   /** Records an image whose objects are stored already. @returns whether PostgreSQL has committed the record. */

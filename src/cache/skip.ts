@@ -19,7 +19,7 @@ export interface Asked {
   readonly contentHash: string;
 }
 
-const NOT_SKIPPED: SkipAnswer = { shouldSkip: false, rawKey: null, reason: null };
+export const NOT_SKIPPED: SkipAnswer = { shouldSkip: false, rawKey: null, reason: null };
 
 /** @throws {ArgumentError} */
 export function askedOf(url: string, imageBytes: Content): Asked {

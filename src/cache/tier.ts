@@ -15,6 +15,8 @@ export interface Entry extends Lookup {
   readonly value: unknown;
   /** The value encoded. */
   readonly bytes: Buffer;
+  /** What was read and is written again stands in the generation it was read in, or not at all. */
+  readonly onlyIn?: number;
 }
 
 /** Where an entry stands in time. */
@@ -35,6 +37,11 @@ export interface Stored extends Entry, Stamp {
  * fault of the operation. `wrong`: the operation itself is at fault.
  */
 export type Verdict = 'away' | 'unserved' | 'wrong';
+
+/** An entry that was not written: a later generation than its `onlyIn` has begun. */
+export interface Overtaken extends Lookup {
+  readonly overtakenBy: number;
+}
 
 export interface FoundValue extends Stamp {
   readonly state: 'value';

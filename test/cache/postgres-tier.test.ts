@@ -2,7 +2,7 @@
 import type { Pool } from 'pg';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { PostgresTier } from '../../src/cache/postgres-tier.js';
-import { type Entry, entry, type Lookup } from '../../src/cache/tier.js';
+import { type Entry, entry, type Lookup, type Stored } from '../../src/cache/tier.js';
 import { createPool } from '../../src/db/client.js';
 import { crawlContents, crawlUrls } from '../../src/kinds/crawl.js';
 import { sha256 } from '../../src/kinds/identity.js';
@@ -36,7 +36,7 @@ tierSuite(async () => {
   const opened = new PostgresTier(own);
   return {
     read: (lookups) => opened.read(lookups),
-    write: (entries) => opened.write(entries),
+    write: (entries) => stored(opened, entries),
     ping: () => opened.ping(),
     judge: (error) => opened.judge(error),
     relays: [relay],
@@ -55,14 +55,21 @@ tierSuite(async () => {
 
 const read = async (lookups: readonly Lookup[]) => plain(await tier.read(lookups));
 
+/** Where nothing was read before. */
+async function stored(into: PostgresTier, entries: readonly Entry[]): Promise<Stored[]> {
+  return (await into.write(entries)) as Stored[];
+}
+
+const write = (entries: readonly Entry[]) => stored(tier, entries);
+
 test('of two versions of a URL the one fetched last counts, whichever was written last, and both are kept', async () => {
   const tenant = freshTenant();
   const key = sha256('https://example.com/changing.jpg');
   const version = (name: string, fetchedAt: number) => entry(tenant, crawlUrls, key, crawlUrl(name, { fetchedAt }));
   const [older, newer] = [version('older', MOMENT), version('newer', MOMENT + 1)];
-  expect(await tier.write([newer])).toMatchObject([newer]);
+  expect(await write([newer])).toMatchObject([newer]);
   // The late writer is told what the URL is known as.
-  expect(await tier.write([older])).toMatchObject([newer]);
+  expect(await write([older])).toMatchObject([newer]);
   expect(await read([older])).toEqual([{ state: 'value', value: newer.value }]);
   const { rows } = await pool.query('select raw_key from crawl_cache where tenant_id = $1 order by fetched_at', [
     tenant,
@@ -73,14 +80,14 @@ test('of two versions of a URL the one fetched last counts, whichever was writte
 test('the same version again renews its row', async () => {
   const tenant = freshTenant();
   const key = sha256('https://example.com/same.jpg');
-  await tier.write([entry(tenant, crawlUrls, key, crawlUrl('same'))]);
+  await write([entry(tenant, crawlUrls, key, crawlUrl('same'))]);
   const again = entry(
     tenant,
     crawlUrls,
     key,
     crawlUrl('same', { fetchedAt: MOMENT + 5, sourceUrl: null, jobId: 'second' }),
   );
-  await tier.write([again]);
+  await write([again]);
   expect(await read([again])).toEqual([{ state: 'value', value: again.value }]);
   const { rows } = await pool.query('select count(*)::int as n from crawl_cache where tenant_id = $1', [tenant]);
   expect(rows).toEqual([{ n: 1 }]);
@@ -91,9 +98,9 @@ test('a version that is written again with an older time keeps its newer row', a
   const key = sha256('https://example.com/late.jpg');
   const at = (fetchedAt: number) =>
     entry(tenant, crawlUrls, key, crawlUrl('late', { fetchedAt, jobId: `${fetchedAt}` }));
-  await tier.write([at(MOMENT)]);
-  expect(await tier.write([at(MOMENT - 1)])).toMatchObject([at(MOMENT)]);
-  expect(await tier.write([at(MOMENT + 1)])).toMatchObject([at(MOMENT + 1)]);
+  await write([at(MOMENT)]);
+  expect(await write([at(MOMENT - 1)])).toMatchObject([at(MOMENT)]);
+  expect(await write([at(MOMENT + 1)])).toMatchObject([at(MOMENT + 1)]);
   expect(await read([at(0)])).toEqual([{ state: 'value', value: at(MOMENT + 1).value }]);
 });
 
@@ -101,18 +108,18 @@ test('the first content record stays, and a later writer is told what stays', as
   const tenant = freshTenant();
   const first = entry(tenant, crawlContents, sha256('kept'), crawlContent('first'));
   const later = entry(tenant, crawlContents, sha256('kept'), crawlContent('later', { thumbnailKey: null, width: 7 }));
-  expect(await tier.write([first])).toMatchObject([first]);
-  expect(await tier.write([later])).toMatchObject([first]);
+  expect(await write([first])).toMatchObject([first]);
+  expect(await write([later])).toMatchObject([first]);
   expect(await read([later])).toEqual([{ state: 'value', value: first.value }]);
 });
 
 test('in a batch a later writer is told what stays of each entry, and the others stand as written', async () => {
   const tenant = freshTenant();
   const content = (name: string, by: string) => entry(tenant, crawlContents, sha256(name), crawlContent(by));
-  await tier.write([content('b', 'first')]);
+  await write([content('b', 'first')]);
   const phash = entry(tenant, perceptualHashes, sha256('a'), '00ff00ff00ff00ff');
   const batch = [content('a', 'later'), phash, content('b', 'later'), content('c', 'later')];
-  const standing = await tier.write(batch);
+  const standing = await write(batch);
   expect(standing).toMatchObject([content('a', 'later'), phash, content('b', 'first'), content('c', 'later')]);
 });
 
@@ -120,7 +127,7 @@ test('of fifty writers of one content record one wins, and all are told the same
   const tenant = freshTenant();
   const standing = await Promise.all(
     Array.from({ length: 50 }, (_, i) =>
-      tier.write([entry(tenant, crawlContents, sha256('raced'), crawlContent(`writer-${i}`))]),
+      write([entry(tenant, crawlContents, sha256('raced'), crawlContent(`writer-${i}`))]),
     ),
   );
   const told = new Set(standing.map(([one]) => (one?.value as { rawKey: string }).rawKey));
@@ -131,7 +138,7 @@ test('a batch is written whole or not at all [M36]', async () => {
   const tenant = freshTenant();
   const good = entry(tenant, perceptualHashes, sha256('good'), 'text');
   const bad = entry(tenant, crawlUrls, sha256('bad'), crawlUrl('bad', { rawKey: 'no\0text' }));
-  const failure = await tier.write([good, bad]).catch((error: unknown) => error);
+  const failure = await write([good, bad]).catch((error: unknown) => error);
   expect(failure).toMatchObject({ code: '22021' });
   expect(tier.judge(failure)).toBe('wrong');
   expect(await read([good])).toEqual([{ state: 'absent' }]);
@@ -160,7 +167,7 @@ test('a look-up walks the primary key of its table [M33, M45]', async () => {
 /** Two thousand rows of every kind, as many tenants that were invalidated, and statistics that know of them: of an empty table, a scan is the best plan. */
 async function fill(tenant: string): Promise<void> {
   const rows = Array.from({ length: 2_000 }, (_, i) => examples(tenant, `row ${i}`));
-  for (let i = 0; i < rows.length; i += 200) await tier.write(rows.slice(i, i + 200).flat());
+  for (let i = 0; i < rows.length; i += 200) await write(rows.slice(i, i + 200).flat());
   await pool.query(
     "insert into cache_generations (tenant_id, generation) select 'tenant ' || n, n from generate_series(1, 2000) as n",
   );
@@ -181,7 +188,7 @@ test('an error tells a tier that is away from one that is unable, and from a wro
 
 test('an entry of another kind is written in the same transaction', async () => {
   const tenant = freshTenant();
-  await tier.write(examples(tenant));
+  await write(examples(tenant));
   const moments = new Set<string>();
   for (const { kind } of examples(tenant)) {
     const text = `select created_at::text as at from ${kind.table.name} where tenant_id = $1`;
@@ -198,9 +205,9 @@ test('every value of a key is a version of its own, later than the one before', 
   const tenant = freshTenant();
   const value = (text: string) => entry(tenant, perceptualHashes, sha256('versions'), text);
   const before = Date.now() * 1_000;
-  const [first] = await tier.write([value('first')]);
-  const [second] = await tier.write([value('second')]);
-  const [third] = await tier.write([value('second')]);
+  const [first] = await write([value('first')]);
+  const [second] = await write([value('second')]);
+  const [third] = await write([value('second')]);
   expect(first).toMatchObject({ generation: 1, overwrote: false });
   expect(second).toMatchObject(NEWER);
   expect(third).toMatchObject(NEWER);
@@ -214,23 +221,23 @@ test('every value of a key is a version of its own, later than the one before', 
 test('versions rise however far ahead the last one is', async () => {
   const tenant = freshTenant();
   const value = (text: string) => entry(tenant, perceptualHashes, sha256('ahead'), text);
-  await tier.write([value('first')]);
+  await write([value('first')]);
   const ahead = (Date.now() + 3_600_000) * 1_000;
   await pool.query('update perceptual_hash_cache set version = $2 where tenant_id = $1', [tenant, ahead]);
-  expect(await tier.write([value('second')])).toMatchObject([{ version: ahead + 1, overwrote: true }]);
+  expect(await write([value('second')])).toMatchObject([{ version: ahead + 1, overwrote: true }]);
 });
 
 test('a version of a URL is when it was fetched, and a clock that is ahead does not put it out of reach', async () => {
   const tenant = freshTenant();
   const at = (name: string, fetchedAt: number) =>
     entry(tenant, crawlUrls, sha256('clocks'), crawlUrl(name, { fetchedAt }));
-  const [first] = await tier.write([at('first', MOMENT)]);
+  const [first] = await write([at('first', MOMENT)]);
   expect(first).toMatchObject({ version: MOMENT * 1_000, overwrote: false });
   const tomorrow = Date.now() + 86_400_000;
-  const [ahead] = await tier.write([at('ahead', tomorrow)]);
+  const [ahead] = await write([at('ahead', tomorrow)]);
   expect(ahead).toMatchObject({ value: { rawKey: 'raw/ahead', fetchedAt: tomorrow }, overwrote: true });
   expect(ahead?.version).toBeLessThan(tomorrow * 1_000);
-  const [now] = await tier.write([at('now', Date.now() + 1)]);
+  const [now] = await write([at('now', Date.now() + 1)]);
   expect(now).toMatchObject({ value: { rawKey: 'raw/now' } });
 });
 
@@ -239,7 +246,7 @@ test('of a batch with two versions of a URL the one fetched last counts, and bot
   const key = sha256('https://example.com/in-one-batch.jpg');
   const version = (name: string, fetchedAt: number) => entry(tenant, crawlUrls, key, crawlUrl(name, { fetchedAt }));
   const [older, newer] = [version('older', MOMENT), version('newer', MOMENT + 1)];
-  expect(await tier.write([newer, older])).toMatchObject([newer, newer]);
+  expect(await write([newer, older])).toMatchObject([newer, newer]);
   expect(await read([older])).toEqual([{ state: 'value', value: newer.value }]);
   const { rows } = await pool.query('select raw_key from crawl_cache where tenant_id = $1 order by fetched_at', [
     tenant,
@@ -251,9 +258,9 @@ test('a batch with two versions of a URL that has one already notes one thing to
   const tenant = freshTenant();
   const version = (name: string, fetchedAt: number) =>
     entry(tenant, crawlUrls, sha256('of three versions'), crawlUrl(name, { fetchedAt }));
-  await tier.write([version('first', MOMENT)]);
+  await write([version('first', MOMENT)]);
   const newest = version('third', MOMENT + 2);
-  expect(await tier.write([version('second', MOMENT + 1), newest])).toMatchObject([newest, newest]);
+  expect(await write([version('second', MOMENT + 1), newest])).toMatchObject([newest, newest]);
   const repairs = 'select entry, version::float8 from redis_repairs where tenant_id = $1';
   const { rows } = await pool.query(repairs, [tenant]);
   expect(rows).toEqual([{ entry: newest.id, version: (MOMENT + 2) * 1_000 }]);
@@ -267,7 +274,7 @@ test('who writes a version of a URL while another writer commits a newer one is 
   const own = createPool({ connectionString: world.databaseUrl }, createLogger('silent'), { max: 1 });
   await own.query('begin');
   await new PostgresTier(own).write([newer]);
-  const writing = tier.write([older]);
+  const writing = write([older]);
   await until('the writer that waits', async () => {
     const waiting = "select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
     return (await pool.query(waiting)).rowCount;
@@ -283,7 +290,7 @@ test('of fifty writers of one version of a URL each is told what stands, and the
   const keys = Array.from({ length: 20 }, (_, i) => sha256(`raced ${i}`));
   const at = (key: string, i: number) => entry(tenant, crawlUrls, key, crawlUrl('same', { fetchedAt: MOMENT + i }));
   const told = await Promise.all(
-    keys.flatMap((key) => Array.from({ length: 50 }, (_, i) => tier.write([at(key, (i * 37) % 50)]))),
+    keys.flatMap((key) => Array.from({ length: 50 }, (_, i) => write([at(key, (i * 37) % 50)]))),
   );
   for (const [one] of told) expect(one).toMatchObject({ kind: crawlUrls, value: { rawKey: 'raw/same' } });
   expect(await read(keys.map((key) => at(key, 0)))).toEqual(
@@ -297,29 +304,29 @@ test('what overwrites is noted in the same transaction, until Redis has confirme
     (await pool.query('select entry, version::float8 from redis_repairs where tenant_id = $1 order by entry', [tenant]))
       .rows;
   const of = (name: string, value: string) => entry(tenant, perceptualHashes, sha256(name), value);
-  await tier.write([of('a', 'first'), of('b', 'first')]);
+  await write([of('a', 'first'), of('b', 'first')]);
   const kept = entry(tenant, crawlContents, sha256('kept'), crawlContent('first'));
-  await tier.write([kept]);
-  await tier.write([kept]);
+  await write([kept]);
+  await write([kept]);
   expect(await noted()).toEqual([]);
-  const [second] = await tier.write([of('b', 'second'), of('c', 'first')]);
+  const [second] = await write([of('b', 'second'), of('c', 'first')]);
   expect(await noted()).toEqual([{ entry: second?.id, version: second?.version }]);
   const bad = entry(tenant, crawlUrls, sha256('bad'), crawlUrl('bad', { rawKey: 'no\0text' }));
-  await tier.write([of('a', 'second'), bad]).catch(() => undefined);
+  await write([of('a', 'second'), bad]).catch(() => undefined);
   expect(await noted()).toHaveLength(1);
 });
 
 test('rows of an earlier generation are neither read nor overwritten', async () => {
   const tenant = freshTenant();
   const old = examples(tenant);
-  await tier.write(old);
+  await write(old);
   const { rows } = await pool.query<{ g: string }>('select new_generation as g from invalidate_tenant_cache($1)', [
     tenant,
   ]);
   const generation = Number(rows[0]?.g);
   expect(await read(old)).toEqual(old.map(() => ({ state: 'absent' })));
   const [one] = old as [Entry];
-  expect(await tier.write([one])).toMatchObject([{ generation, overwrote: false }]);
+  expect(await write([one])).toMatchObject([{ generation, overwrote: false }]);
   expect(await tier.read([one])).toMatchObject([{ state: 'value', generation }]);
   const text = 'select generation::int as g from face_embeddings_cache where tenant_id = $1 order by 1';
   expect((await pool.query(text, [tenant])).rows).toEqual([{ g: 1 }, { g: generation }]);
@@ -330,7 +337,7 @@ const restorable = (one: Entry, version: number, generation: number) => ({ ...on
 test('what is restored replaces an older value, and neither a newer one nor one of a later generation', async () => {
   const tenant = freshTenant();
   const value = (name: string, text: string) => entry(tenant, perceptualHashes, sha256(name), text);
-  const standing = await tier.write([value('older', 'old'), value('newer', 'new')]);
+  const standing = await write([value('older', 'old'), value('newer', 'new')]);
   const [older, newer] = standing.map(({ version }) => version) as [number, number];
   const restored = await tier.restore([
     restorable(value('older', 'restored'), older + 1, 1),

@@ -137,6 +137,20 @@ test('what a redirect leads to is not asked by the tags of another URL', async (
   expect(asked()[1]?.headers).not.toHaveProperty('if-none-match');
 });
 
+test('what was invalidated while the origin was asked for changes is not known again by its answer', async () => {
+  const url = serve(FIRST, { etag: ETAG });
+  await crawled(app, 'forgotten', url);
+  await age(url, 2);
+  const held = site.hold(path, { body: FIRST, type: 'image/png', headers: { etag: ETAG } });
+  const outcome = crawled(app, 'forgotten', url);
+  await site.until(() => asked().length === 2);
+  await app.cache.invalidateTenantCache('forgotten');
+  held.release();
+  expect(await outcome).toMatchObject({ outcome: 'stored' });
+  expect(asked()).toHaveLength(3);
+  expect(asked()[2]?.headers).not.toHaveProperty('if-none-match');
+});
+
 test('`force` fetches in any case, and asks for the whole', async () => {
   const url = serve(FIRST, { etag: ETAG });
   await crawled(app, 'forced', url);
