@@ -61,6 +61,7 @@ export class Batcher<Item, Result> {
   }
 
   #take(): Call<Item, Result>[] {
+    if (this.#waiting.length === 1) return this.#waiting.splice(0);
     const share = this.#share();
     let items = 0;
     const end = this.#waiting.findIndex((call, i) => {

@@ -23,14 +23,21 @@ export class Flights {
     private readonly ask: (lookups: readonly Lookup[]) => Promise<Answer[]>,
   ) {}
 
-  /** The answers in the order of the look-ups. */
-  async read(lookups: readonly Lookup[]): Promise<readonly Answer[]> {
+  /** The answers in the order of the look-ups. Nobody is given a value that somebody else holds too. */
+  read(lookups: readonly Lookup[]): Promise<readonly Answer[]> {
     const own: Flight = { lookups: [], answers: undefined };
     const places = lookups.map((one) => this.#places.get(one.id) ?? this.#board(own, one));
-    if (own.lookups.length > 0) own.answers = this.#fly(own);
     // Where all were boarded now, and none twice, the answers are in the order of the look-ups.
-    if (own.answers && own.lookups.length === places.length) return own.answers;
-    return Promise.all(places.map(async ({ flight, index }) => (await flight.answers)?.[index] as Answer));
+    const isNobodyElses = own.lookups.length === lookups.length;
+    if (own.lookups.length > 0) own.answers = this.#fly(own);
+    if (isNobodyElses && own.answers) return own.answers;
+    const isOwn = lookups.map((one, i) => one === places[i]?.flight.lookups[places[i]?.index ?? 0]);
+    return Promise.all(
+      places.map(async ({ flight, index }, i) => {
+        const answer = (await flight.answers)?.[index] as Answer;
+        return isOwn[i] ? answer : copyOf(answer);
+      }),
+    );
   }
 
   /** Whoever asks from now on must not be told what was asked for before. */
@@ -60,4 +67,9 @@ export class Flights {
     flight.lookups = [];
     flight.answers = undefined;
   }
+}
+
+/** Whoever changes a value that was given must not change another's. */
+function copyOf(answer: Answer): Answer {
+  return answer.state === 'hit' ? { ...answer, value: structuredClone(answer.value) } : answer;
 }

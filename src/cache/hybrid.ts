@@ -77,8 +77,11 @@ export class HybridCache {
   }
 
   async read<Key, Value>(tenantId: string, kind: Kind<Key, Value>, key: Key): Promise<Answer<Value>> {
-    const [answer] = await this.readMany([lookup(tenantId, kind, key)]);
-    return answer as Answer<Value>;
+    const one = lookup(tenantId, kind, key);
+    const begun = this.#begin();
+    if (begun) await begun;
+    const [answer] = await this.#flights.read([one]);
+    return this.#given(one, answer as Answer) as Answer<Value>;
   }
 
   /** One round trip per tier, whatever the kinds. Never throws because a tier is away. */
@@ -86,7 +89,8 @@ export class HybridCache {
     if (lookups.length === 0) return [];
     const begun = this.#begin();
     if (begun) await begun;
-    return this.#given(lookups, await this.#flights.read(lookups));
+    const answers = await this.#flights.read(lookups);
+    return lookups.map((one, i) => this.#given(one, answers[i] as Answer));
   }
 
   /** PostgreSQL, then Redis. Never throws because a tier is away: `durable` says what happened. */
@@ -166,10 +170,13 @@ export class HybridCache {
     const answer = redis && (await bestEffort(redis.guard.run('read', () => redis.tier.read(lookups, tenants))));
     if (!answer) return lookups.map(() => ABSENT);
     for (const [tenant, generation] of answer.generations) this.coherence.learn(tenant, generation);
-    this.#report('redis', lookups, answer.found);
-    return answer.found.map((found, i) =>
-      found.state === 'value' && !this.coherence.believes(lookups[i] as Lookup, found) ? ABSENT : found,
-    );
+    return answer.found.map((found, i) => this.#believed(lookups[i] as Lookup, found));
+  }
+
+  #believed(one: Lookup, found: Found): Found {
+    if (found.state === 'value') return this.coherence.believes(one, found) ? found : ABSENT;
+    this.#report('redis', one, found);
+    return found;
   }
 
   #postgresReader(lookups: readonly Lookup[]): Batcher<Lookup, Found> {
@@ -179,7 +186,9 @@ export class HybridCache {
   async #readPostgres(lookups: readonly Lookup[]): Promise<Found[]> {
     const { guard, tier } = this.tiers.postgres;
     const found = await guard.run('read', () => tier.read(lookups, this.coherence.known));
-    this.#report('postgres', lookups, found);
+    found.forEach((one, i) => {
+      this.#report('postgres', lookups[i] as Lookup, one);
+    });
     return found;
   }
 
@@ -262,24 +271,18 @@ export class HybridCache {
     this.#background.add(running);
   }
 
-  #report(tier: 'redis' | 'postgres', lookups: readonly Lookup[], found: readonly Found[]): void {
-    found.forEach((one, i) => {
-      const asked = lookups[i];
-      if (one.state === 'corrupt' && asked) this.events.corruptEntry(tier, asked.kind.name, asked.id, one.error);
-    });
+  #report(tier: 'redis' | 'postgres', { kind, id }: Lookup, found: Found): void {
+    if (found.state === 'corrupt') this.events.corruptEntry(tier, kind.name, id, found.error);
   }
 
-  /** The answers as they are given, and counted: a tenant may have been invalidated since the tiers were asked. */
-  #given(lookups: readonly Lookup[], answers: readonly Answer[]): Answer[] {
-    return lookups.map(({ tenantId, kind }, i) => {
-      const answer = answers[i] as Answer;
-      const alive = answer.state !== 'hit' || this.coherence.reaches(tenantId, answer.generation);
-      const given = alive ? answer : MISS;
-      const result = resultOf(given);
-      this.events.lookup(kind.name, result);
-      this.counts.count(kind.name, result);
-      return given;
-    });
+  /** The answer as it is given, and counted: the tenant may have been invalidated since the tiers were asked. */
+  #given({ tenantId, kind }: Lookup, answer: Answer): Answer {
+    const alive = answer.state !== 'hit' || this.coherence.reaches(tenantId, answer.generation);
+    const given = alive ? answer : MISS;
+    const result = resultOf(given);
+    this.events.lookup(kind.name, result);
+    this.counts.count(kind.name, result);
+    return given;
   }
 }
 

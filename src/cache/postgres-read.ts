@@ -58,17 +58,20 @@ function selectionText(groups: readonly Group<Lookup>[], asked: readonly Arrays[
 
 /** What is asked most, without the arrays. */
 function selectionOfOne({ kind, tenantId, parts }: Lookup, known: Known): Statement {
-  const name = `read one ${kind.name}`;
+  const generation = known(tenantId);
+  // A plan that could look it up is set up whole each time, whether or not it has to.
+  const name = `read one ${kind.name}${generation === null ? ' anew' : ''}`;
   const text = once(name, () => {
     const keys = kind.table.key.map(({ name: key, type }, i) => `t.${key} = $${i + 3}::${type}`);
+    const current = generation === null ? `coalesce($2::bigint, ${CURRENT('$1')})` : '$2::bigint';
     return (
       `select 0, 0, t.generation, t.version, ${plainCells(kind)} from ${kind.table.name} t ` +
-      `where t.tenant_id = $1 and t.generation = coalesce($2::bigint, ${CURRENT('$1')}) and ${keys.join(' and ')}${latest(kind)}`
+      `where t.tenant_id = $1 and t.generation = ${current} and ${keys.join(' and ')}${latest(kind)}`
     );
   });
-  return { name, text, values: [tenantId, known(tenantId), ...parts] };
+  return { name, text, values: [tenantId, generation, ...parts] };
 }
 
 function latest({ versions }: AnyKind): string {
-  return versions ? ' order by t.version desc limit 1' : '';
+  return versions ? ` order by t.version desc, t.${versions.column} desc limit 1` : '';
 }

@@ -212,7 +212,7 @@ function standing(kind: AnyKind, part: number): string {
   const written = `select ${columns}, true as fresh from w${part} t where ${matching(kind, 'a.generation')}`;
   return (
     `${row}, exists (${before}) as overwrote, ${cells} as cells from a${part} a cross join lateral ` +
-    `(select * from (${before} union all ${written}) versions order by version desc, fresh desc limit 1) t`
+    `(select * from (${before} union all ${written}) versions order by version desc, ${kind.versions.column} desc, fresh desc limit 1) t`
   );
 }
 

@@ -33,6 +33,7 @@ const YIELD_PAGES = 20;
 /** Tenants to remember as told, before starting over. */
 const MOST_TOLD = 100_000;
 
+const NO_GENERATIONS: ReadonlyMap<string, number> = new Map();
 /** Where a generation's copy stands in the place of a kind. */
 const GENERATION = 'generation';
 const NAMES: ReadonlySet<string> = new Set([...KIND_NAMES, GENERATION]);
@@ -80,24 +81,22 @@ export class RedisTier implements Tier {
   }
 
   /** One round trip, whatever the kinds and tenants. */
-  read(lookups: readonly Lookup[], tenants: readonly string[] = []): Promise<RedisAnswer> {
+  async read(lookups: readonly Lookup[], tenants: readonly string[] = []): Promise<RedisAnswer> {
     const keys = lookups.map((one) => this.keyOf(one.id));
     for (const tenant of tenants) keys.push(this.#generationKey(tenant));
-    return this.#connection.use(async (redis, { run }) => {
-      // Of a key that holds something else than text, MGET says that nothing is there, where GET is an error.
-      const values = await redis.mgetBuffer(...keys);
-      const found = lookups.map((one, i) => {
-        const bytes = values[i];
-        return bytes ? open(run, one, bytes) : ABSENT;
-      });
-      const generations = new Map<string, number>();
-      tenants.forEach((tenant, i) => {
-        const bytes = values[lookups.length + i];
-        const stamp = bytes && stampOf(run, bytes);
-        if (stamp) generations.set(tenant, stamp.generation);
-      });
-      return { found, generations };
+    const { run, values } = await this.#connection.use((redis, server) => valuesOf(redis, server, keys));
+    const found = lookups.map((one, i) => {
+      const bytes = values[i];
+      return bytes ? open(run, one, bytes) : ABSENT;
     });
+    if (tenants.length === 0) return { found, generations: NO_GENERATIONS };
+    const generations = new Map<string, number>();
+    tenants.forEach((tenant, i) => {
+      const bytes = values[lookups.length + i];
+      const stamp = bytes && stampOf(run, bytes);
+      if (stamp) generations.set(tenant, stamp.generation);
+    });
+    return { found, generations };
   }
 
   /**
@@ -283,6 +282,19 @@ export class RedisTier implements Tier {
   #lifetime({ kind }: Lookup): number {
     return Math.round(this.#ttl[kind.ttl] * 1000 * (1 + TTL_JITTER * (2 * Math.random() - 1)));
   }
+}
+
+/** Of a key that holds something else than text, MGET says that nothing is there, where GET is an error. */
+async function valuesOf(redis: Redis, { run }: RedisServer, keys: readonly string[]) {
+  const values = keys.length === 1 ? [await valueOf(redis, keys[0] as string)] : await redis.mgetBuffer([...keys]);
+  return { run, values };
+}
+
+function valueOf(redis: Redis, key: string): Promise<Buffer | null> {
+  return redis.getBuffer(key).catch((error: unknown) => {
+    if (isReply(error) && error.message.startsWith('WRONGTYPE')) return null;
+    throw error;
+  });
 }
 
 function isOutOfMemory(error: unknown): boolean {

@@ -7,17 +7,25 @@ import {
   type FaceEmbedding,
   faceDetectionList,
   faceDetections,
-  faceEmbeddingList,
   faceEmbeddings,
 } from '../kinds/faces.js';
-import { checkTenantId, type Kind } from '../kinds/kind.js';
+import { checkModel, checkTenantId, type Kind } from '../kinds/kind.js';
 import { BUILT_IN_MODELS, type FaceModels } from '../kinds/models.js';
 import { perceptualHashes } from '../kinds/perceptual-hash.js';
-import { type SearchResults, searches, searchResults } from '../kinds/search-results.js';
+import { checkTopK, type SearchResults, searches, searchResults } from '../kinds/search-results.js';
 import { canonicalUrl } from '../kinds/url.js';
 import { createLogger, type Logger } from '../logger.js';
 import { createMetrics, type Metrics } from '../metrics.js';
-import { type Content, checkList, checkText, eachOf, facesKey, hashOf, optionalText } from './arguments.js';
+import {
+  type Content,
+  checkEmbeddings,
+  checkList,
+  checkText,
+  eachOf,
+  facesKey,
+  hashOf,
+  optionalText,
+} from './arguments.js';
 import { type CacheConfig, type CacheConnection, connectCache } from './connect.js';
 import { CrawlRecords, UNKNOWN_VERSION } from './crawl-records.js';
 import { unlessAway } from './hybrid.js';
@@ -87,7 +95,7 @@ export class HybridCacheService {
     embeddings: FaceEmbedding[],
     options?: ModelOption,
   ): Promise<boolean> {
-    const faces = checkList('embeddings', faceEmbeddingList, embeddings);
+    const faces = checkEmbeddings('embeddings', embeddings);
     return await this.#put(tenantId, faceEmbeddings, facesKey(content, this.#embeddingModel(options)), faces);
   }
 
@@ -110,7 +118,7 @@ export class HybridCacheService {
     tenantId: string,
     options?: ModelOption,
   ): Promise<(FaceEmbedding[] | null)[]> {
-    const model = this.#embeddingModel(options);
+    const model = checkModel(this.#embeddingModel(options));
     const keys = eachOf('contents', contents, (content) => facesKey(content, model));
     return await this.#getBatch(tenantId, faceEmbeddings, keys);
   }
@@ -141,7 +149,7 @@ export class HybridCacheService {
     tenantId: string,
     options?: ModelOption,
   ): Promise<(FaceDetection[] | null)[]> {
-    const model = this.#detectionModel(options);
+    const model = checkModel(this.#detectionModel(options));
     const keys = eachOf('contents', contents, (content) => facesKey(content, model));
     return await this.#getBatch(tenantId, faceDetections, keys);
   }
@@ -189,6 +197,7 @@ export class HybridCacheService {
     tenantId: string,
     topK: number,
   ): Promise<(SearchResults | null)[]> {
+    checkTopK(topK);
     const keys = eachOf('contents', contents, (content) => ({ contentHash: hashOf(content), topK }));
     return await this.#getBatch(tenantId, searches, keys);
   }

@@ -44,7 +44,7 @@ function parsed(text: string): SearchResults {
 }
 
 /** @throws {ArgumentError} */
-function checkTopK(topK: unknown): number {
+export function checkTopK(topK: unknown): number {
   if (Number.isInteger(topK) && (topK as number) >= 1 && (topK as number) <= 2_147_483_647) return topK as number;
   throw new ArgumentError('topK', 'expected a whole number from 1 on');
 }

@@ -14,6 +14,8 @@ const STRAY_PERCENT = /%(?![0-9a-f]{2})/gi;
 const ESCAPE = /%[0-9a-f]{2}/gi;
 const UNRESERVED = /[A-Za-z0-9\-._~]/;
 const NOT_A_URI_CHARACTER = /[^A-Za-z0-9\-._~!$&'()*+,;=:@/?%]/g;
+/** Most URLs: neither an escape nor anything that would have to be one. */
+const PLAIN = /^[A-Za-z0-9\-._~!$&'()*+,;=:@/?]*$/;
 
 /**
  * The canonical form of an http or https URL (WHATWG URL, then RFC 3986 section 6.2.2): lower-case host in punycode
@@ -28,10 +30,8 @@ export function canonicalUrl(input: string): string {
   const url = parsed(input);
   if (url.protocol !== 'http:' && url.protocol !== 'https:') throw refused('an http or https URL');
   if (url.username !== '' || url.password !== '') throw refused('a URL without credentials');
-  url.hash = '';
   const port = url.port === '' ? '' : `:${url.port}`;
-  // Sliced from `href` because `search` does not tell an empty query (`/?`) from none, and RFC 3986 6.2.3 does.
-  const rest = normalised(url.href.slice(url.origin.length));
+  const rest = normalised(pathAndQuery(url));
   const canonical = `${url.protocol}//${hostOf(url)}${port}${rest}`;
   if (canonical.length > MAX_URL_LENGTH) throw refused(`at most ${MAX_URL_LENGTH} characters once escaped`);
   return canonical;
@@ -43,6 +43,13 @@ function parsed(input: string): URL {
   } catch {
     throw refused('an absolute http or https URL');
   }
+}
+
+/** Sliced from `href` because `search` does not tell an empty query (`/?`) from none, and RFC 3986 6.2.3 does. */
+function pathAndQuery({ href, protocol }: URL): string {
+  const start = href.indexOf('/', protocol.length + 2);
+  const end = href.indexOf('#', start);
+  return end < 0 ? href.slice(start) : href.slice(start, end);
 }
 
 /** One trailing dot only says that the name is absolute; every other empty label is a mistake. */
@@ -58,6 +65,7 @@ function hostOf(url: URL): string {
  * WHATWG parser has already taken `%2e` for a dot. Reserved characters stay as they were written.
  */
 function normalised(rest: string): string {
+  if (PLAIN.test(rest)) return rest;
   return rest
     .replace(STRAY_PERCENT, '%25')
     .replace(ESCAPE, (escape) => {

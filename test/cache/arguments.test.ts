@@ -158,6 +158,8 @@ const BAD: Table[] = [
   ['model', NO_MODEL, (s, bad) => s.cacheFaceDetection(HASH, t(), [], { model: bad })],
   ['model', NO_MODEL, (s, bad) => s.getCachedFaceDetection(HASH, t(), { model: bad })],
   ['model', NO_MODEL, (s, bad) => s.getCachedFaceDetectionBatch([HASH], t(), { model: bad })],
+  ['model', NO_MODEL, (s, bad) => s.getCachedFaceEmbeddingsBatch([], t(), { model: bad })],
+  ['model', NO_MODEL, (s, bad) => s.getCachedFaceDetectionBatch([], t(), { model: bad })],
   ['embeddings', [...NO_LIST, [null], ['face']], (s, bad) => s.cacheFaceEmbeddings(HASH, t(), bad)],
   ['detections', [...NO_LIST, [null], ['face']], (s, bad) => s.cacheFaceDetection(HASH, t(), bad)],
   [
@@ -189,6 +191,7 @@ const BAD: Table[] = [
   ['topK', NO_TOP_K, (s, bad) => s.cacheSearchResults(HASH, t(), bad, [])],
   ['topK', NO_TOP_K, (s, bad) => s.getCachedSearchResults(HASH, t(), bad)],
   ['topK', NO_TOP_K, (s, bad) => s.getCachedSearchResultsBatch([HASH], t(), bad)],
+  ['topK', NO_TOP_K, (s, bad) => s.getCachedSearchResultsBatch([], t(), bad)],
   [
     'results',
     [...NO_LIST, [undefined], [Number.NaN], [1n], [new Date()], [{ a: [() => 1] }]],

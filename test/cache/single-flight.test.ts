@@ -68,6 +68,22 @@ async function cost<T>(work: () => Promise<T>): Promise<{ result: T; redis: numb
   return { result, redis: commands.reduce((sum, n) => sum + n, 0), postgres: postgres.roundTrips };
 }
 
+test('whoever changes a value that was given changes nobody else’s', async () => {
+  const { service } = cache;
+  const hash = sha256('changed by its reader');
+  await service.cacheFaceEmbeddings(hash, tenant, [FACE]);
+  const [alone, both] = await Promise.all([
+    service.getCachedFaceEmbeddings(hash, tenant),
+    service.getCachedFaceEmbeddingsBatch([hash, hash], tenant),
+  ]);
+  const given = [alone, ...both];
+  for (const faces of given) {
+    expect(faces).toEqual([FACE]);
+    faces?.[0]?.embedding.fill(0);
+  }
+  expect(await service.getCachedFaceEmbeddings(hash, tenant)).toEqual([FACE]);
+});
+
 describe('a hundred look-ups of one key at once', () => {
   const hundred = (one: Lookup) => Promise.all(Array.from({ length: 100 }, () => ask(one)));
 
