@@ -50,7 +50,7 @@ function remembered(origin: string, rules: string, trouble: string | null, lifet
 }
 
 /**
- * Milliseconds that the origin wants between two requests of ours.
+ * Milliseconds that the origin wants between two requests of ours; whole ones, and none too few.
  *
  * @param crawler our product token, such as `hybrid-cache-service`
  * @throws {RejectedError} `robots` where the URL is not for us
@@ -67,7 +67,7 @@ export function allowedGap(robots: Robots, url: string, crawler: string): number
     throw new RejectedError('robots', `${robots.origin}/robots.txt, line ${rules.getMatchingLineNumber(url, crawler)}`);
   }
   const seconds = rules.getCrawlDelay(crawler) ?? 0;
-  return seconds > 0 ? Math.min(seconds * 1_000, MAX_CRAWL_DELAY_MS) : 0;
+  return seconds > 0 ? Math.min(Math.ceil(seconds * 1_000), MAX_CRAWL_DELAY_MS) : 0;
 }
 
 /**
