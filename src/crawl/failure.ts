@@ -28,11 +28,12 @@ export function statusFailure(
 ): RejectedError | RetryableError {
   const detail = `${place}: status ${status}`;
   // What is left of 3xx has no usable Location: nothing is to be had under this URL.
-  if (status === 404 || status === 410 || (status >= 300 && status <= 399)) return new RejectedError('gone', detail);
+  const nowhere = status >= 300 && status <= 399 && status !== 304;
+  if (status === 404 || status === 410 || nowhere) return new RejectedError('gone', detail);
   const throttled = status === 429 || status === 503;
   const passes = throttled || status === 408 || status === 425 || (status >= 500 && status <= 599);
-  // A 2xx that brings no whole representation (206 that nobody asked for) is the server's mistake of today.
-  if (!passes && status >= 300) return new RejectedError('forbidden', detail);
+  // What answers a question that nobody asked (206, 304) brings no whole representation: the server's mistake of today.
+  if (!passes && status >= 300 && status !== 304) return new RejectedError('forbidden', detail);
   return new RetryableError(throttled ? 'throttled' : 'server-error', detail, {
     retryAfterMs: retryAfterMs(retryAfter),
   });

@@ -124,7 +124,11 @@ export class Fetcher implements AsyncDisposable {
     return (await this.#fetch(url, options, null)) as Fetched;
   }
 
-  /** As `fetch`; `null` where the origin says that these bytes are still the same (RFC 9110 section 15.4.5). */
+  /**
+   * As `fetch`; `null` where the origin says that the bytes are still the same (RFC 9110 section 15.4.5).
+   *
+   * @param validators those of `url` itself: no URL that it redirects to is told them
+   */
   async fetchUnless(validators: Validators, url: string, options: RequestOptions = {}): Promise<Fetched | null> {
     return this.#fetch(url, options, validators);
   }
@@ -185,14 +189,15 @@ export class Fetcher implements AsyncDisposable {
 
   /** The body, or where the response sends us instead. */
   async #hop(url: string, request: Followed): Promise<Fetched | string | null> {
-    const response = await this.#request(new URL(url), request);
+    const conditions = conditionsOf(request);
+    const response = await this.#request(new URL(url), conditions, request.signal);
     const { statusCode: status, body } = response;
     const location = header(response, 'location');
     if (REDIRECTS.has(status) && location !== null) {
       discard(body);
       return redirectTarget(location, url);
     }
-    if (status === 304 && request.validators) {
+    if (status === 304 && Object.keys(conditions).length > 0) {
       discard(body);
       return null;
     }
@@ -207,7 +212,7 @@ export class Fetcher implements AsyncDisposable {
     return this.#read(response, url, request.maxBytes);
   }
 
-  async #request(url: URL, { signal, validators }: Followed): Promise<Dispatcher.ResponseData> {
+  async #request(url: URL, conditions: Record<string, string>, signal: AbortSignal): Promise<Dispatcher.ResponseData> {
     signal.throwIfAborted();
     const leave = this.#connector.enter(url.origin);
     const sent = this.#agent.request({
@@ -219,8 +224,7 @@ export class Fetcher implements AsyncDisposable {
         'user-agent': this.#options.userAgent,
         accept: 'image/*,*/*;q=0.8',
         'accept-encoding': 'identity',
-        ...(validators?.etag ? { 'if-none-match': validators.etag } : {}),
-        ...(validators?.lastModified ? { 'if-modified-since': validators.lastModified } : {}),
+        ...conditions,
       },
       signal,
     });
@@ -248,6 +252,15 @@ export class Fetcher implements AsyncDisposable {
       status: response.statusCode,
     };
   }
+}
+
+/** Validators are those of the first URL: where it leads to, the same date or tag may stand for other bytes. */
+function conditionsOf({ trail, validators }: Followed): Record<string, string> {
+  if (trail.length > 1) return {};
+  return {
+    ...(validators?.etag ? { 'if-none-match': validators.etag } : {}),
+    ...(validators?.lastModified ? { 'if-modified-since': validators.lastModified } : {}),
+  };
 }
 
 function headers(response: Dispatcher.ResponseData, name: string): string[] {

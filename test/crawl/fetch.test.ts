@@ -159,7 +159,53 @@ describe('a redirect', () => {
     await using site = await startSite();
     await using client = fetcher();
     expect(await failure(client.fetch(site.put('/a', { status: 302 })))).toMatchObject({ reason: 'gone' });
-    expect(await failure(client.fetch(site.put('/b', { status: 304 })))).toMatchObject({ reason: 'gone' });
+    expect(await failure(client.fetch(site.put('/b', { status: 305 })))).toMatchObject({ reason: 'gone' });
+  });
+});
+
+describe('a conditional request', () => {
+  const LATER = 'Mon, 07 Nov 1994 08:49:37 GMT';
+  const validators = { etag: '"1"', lastModified: LATER };
+
+  it.each([
+    ['tag', { etag: '"1"', lastModified: null }],
+    ['date', { etag: null, lastModified: LATER }],
+  ])('by its %s ends with nothing where the bytes are the same', async (_what, known) => {
+    await using site = await startSite();
+    await using client = fetcher();
+    const url = site.put('/a', { body: 'x', headers: { etag: '"1"', 'last-modified': LATER } });
+    expect(await client.fetchUnless(known, url)).toBeNull();
+    expect(await client.fetchUnless({ etag: '"0"', lastModified: null }, url)).toMatchObject({ etag: '"1"' });
+  });
+
+  it('asks the URL alone: where it redirects to, an older page is another page', async () => {
+    await using site = await startSite();
+    await using client = fetcher();
+    const older = { 'last-modified': 'Sun, 06 Nov 1994 08:49:37 GMT' };
+    const end = site.put('/b', { body: 'other', headers: older });
+    const url = site.redirect('/a', end);
+    expect((await client.fetchUnless(validators, url))?.bytes.toString()).toBe('other');
+    // Put off at the second URL, and going on from there.
+    expect((await client.fetchUnless(validators, url, { trail: [url, end] }))?.bytes.toString()).toBe('other');
+    const sent = site.requests.map(({ path, headers }) => [
+      path,
+      headers['if-none-match'],
+      headers['if-modified-since'],
+    ]);
+    expect(sent).toEqual([
+      ['/a', '"1"', LATER],
+      ['/b', undefined, undefined],
+      ['/b', undefined, undefined],
+    ]);
+  });
+
+  it('alone is answered with 304: from whoever was asked without a condition, it is a failure', async () => {
+    await using site = await startSite();
+    await using client = fetcher();
+    const unasked = site.put('/b', { status: 304 });
+    const failed = { kind: 'retryable', reason: 'server-error' };
+    expect(await failure(client.fetchUnless({ etag: null, lastModified: null }, unasked))).toMatchObject(failed);
+    expect(await failure(client.fetchUnless(validators, site.redirect('/a', unasked)))).toMatchObject(failed);
   });
 });
 
@@ -178,6 +224,7 @@ describe('a status', () => {
     [502, 'retryable', 'server-error'],
     [503, 'retryable', 'throttled'],
     [206, 'retryable', 'server-error'],
+    [304, 'retryable', 'server-error'],
     [999, 'rejected', 'forbidden'],
   ])('of %i is %s as %s', async (status, kind, reason) => {
     await using site = await startSite();
