@@ -26,16 +26,12 @@ export class AddressPolicy {
   }
 
   /**
-   * Whether a request may go there. Without `address` (the name is not resolved yet): whether some address could be
-   * permitted. What is not an address is never permitted.
+   * Lets a request that may go there pass. Without `address` (the name is not resolved yet): one that some address could
+   * permit. What is not an address is never permitted.
    *
    * @param host as a canonical URL spells it, IPv6 without brackets
+   * @throws RejectedError `blocked-address`; it names no resolved address: what our own DNS answers is not for tenants
    */
-  permits(host: string, port: number, address?: string): boolean {
-    return this.#refusal(host, port, address) === null;
-  }
-
-  /** As `permits`. The detail names no resolved address: what our own DNS answers is not for tenants to read. */
   check(host: string, port: number, address?: string): void {
     const refusal = this.#refusal(host, port, address);
     if (refusal !== null) throw new RejectedError('blocked-address', `${host}: ${refusal}`);

@@ -15,6 +15,17 @@ export function policyOf(allow: string, deny = '', ports?: readonly number[]): A
   return new AddressPolicy({ allow: parseRules(allow), deny: parseRules(deny), ...(ports ? { ports } : {}) });
 }
 
+/** Whether a request may go there, as far as is known; see `check`. */
+export function permits(policy: AddressPolicy, host: string, port: number, address?: string): boolean {
+  try {
+    policy.check(host, port, address);
+    return true;
+  } catch (error) {
+    if (error instanceof RejectedError) return false;
+    throw error;
+  }
+}
+
 const local = policyOf('127.0.0.1/32:*, [::1]:*');
 
 /** Fetches from this machine, up to a MiB in 20 seconds. */
