@@ -37,6 +37,11 @@ export class AddressPolicy {
     if (refusal !== null) throw new RejectedError('blocked-address', `${host}: ${refusal}`);
   }
 
+  /** Whether FETCH_ALLOW has an entry for this very name. */
+  names(host: string): boolean {
+    return this.#allow.some((rule) => 'host' in rule && rule.host === host);
+  }
+
   #refusal(host: string, port: number, addressText?: string): string | null {
     const address = addressText === undefined ? undefined : parseAddress(addressText);
     if (address === null) return 'the address is not usable';

@@ -3,7 +3,6 @@
  * name that answers differently a moment later (DNS rebinding) is not asked again.
  */
 import type { LookupAddress } from 'node:dns';
-import { lookup as dnsLookup } from 'node:dns/promises';
 import { once } from 'node:events';
 import { connect as connectTcp, isIP, type LookupFunction, type Socket } from 'node:net';
 import { connect as connectTls } from 'node:tls';
@@ -11,12 +10,7 @@ import type { buildConnector } from 'undici';
 import { RejectedError, RetryableError } from '../errors.js';
 import type { AddressPolicy } from './address.js';
 import { Deadline, orAborted } from './deadline.js';
-
-/** All addresses of a name. Rejects or gives none where there are none. */
-export type Lookup = (host: string) => Promise<readonly LookupAddress[]>;
-
-/** The system's own answer: hosts file and resolver, both families. */
-export const systemLookup: Lookup = (host) => dnsLookup(host, { all: true });
+import type { Lookup } from './names.js';
 
 export interface ConnectorOptions {
   policy: AddressPolicy;

@@ -8,10 +8,12 @@ import { ArgumentError, RejectedError, RetryableError } from '../errors.js';
 import { canonicalUrl } from '../kinds/url.js';
 import type { AddressPolicy } from './address.js';
 import { discard, readBody } from './body.js';
-import { type Lookup, PinnedConnector, portOf, systemLookup } from './connect.js';
+import { PinnedConnector, portOf } from './connect.js';
 import { Deadline, orAborted } from './deadline.js';
 import { connectionFailure, statusFailure } from './failure.js';
+import { createLookup, type Lookup } from './names.js';
 import { forbidsIndexing } from './robots.js';
+import { isPrivateName } from './special.js';
 
 export interface FetchOptions {
   /** Largest body in bytes, after decompression. */
@@ -29,7 +31,7 @@ export interface FetchOptions {
   idleTimeoutMs?: number;
   /** Connections per origin at most; 16. A backstop: politeness is decided before a job gets here. */
   connectionsPerOrigin?: number;
-  /** Resolves names; the system's resolver. */
+  /** Resolves names, instead of what `names.ts` does. */
   lookup?: Lookup;
   /** PEM of the certificate authorities to trust instead of Node's own. */
   ca?: string;
@@ -91,10 +93,14 @@ export class Fetcher implements AsyncDisposable {
   /** Opens nothing yet. */
   constructor(options: FetchOptions) {
     this.#options = options;
+    const { policy } = options;
+    const timeoutMs = Math.min(options.connectTimeoutMs ?? 10_000, options.timeoutMs);
+    const isLocal = (host: string) => isPrivateName(host) || policy.names(host);
     this.#connector = new PinnedConnector({
-      policy: options.policy,
-      lookup: options.lookup ?? systemLookup,
-      timeoutMs: Math.min(options.connectTimeoutMs ?? 10_000, options.timeoutMs),
+      policy,
+      // Half of the time for the connection, so that a name that does not resolve is told from a host that does not answer.
+      lookup: options.lookup ?? createLookup({ isLocal, timeoutMs: timeoutMs / 2 }),
+      timeoutMs,
       ca: options.ca,
       maxWireBytes: 2 * options.maxBytes + WIRE_SLACK_BYTES,
     });

@@ -1,7 +1,8 @@
 /** What a name resolves to, by a name server whose answers change: nothing is reached but an address that was checked. */
 import type { LookupAddress } from 'node:dns';
+import { isIP } from 'node:net';
 import { describe, expect, it } from 'vitest';
-import { systemLookup } from '../../src/crawl/connect.js';
+import { createLookup } from '../../src/crawl/names.js';
 import { type NameServer, startNameServer } from '../support/dns.js';
 import { type Site, startSite } from '../support/site.js';
 import { blocked, failure, fetcher, policyOf } from './support.js';
@@ -60,14 +61,15 @@ describe('every address of a name is checked', () => {
     expect(w.connections()).toEqual([0, 0, 0]);
   });
 
-  it('the real resolver is asked where nobody gives another', async () => {
-    expect((await systemLookup('localhost')).map(({ address }) => address)).toContain('127.0.0.1');
+  it('the system knows the names of this machine, and is asked where nobody gives another resolver', async () => {
     await using w = await world();
     await using client = fetcher({ policy: policyOf('10.0.0.0/8:*', '', [w.open.port]) });
     expect(await blocked(client.fetch(w.at('localhost')))).toMatch(
       /localhost: the (name|address) is not public; FETCH_ALLOW may name it$/,
     );
     expect(w.connections()).toEqual([0, 0, 0]);
+    await using allowed = fetcher({ policy: policyOf('localhost:*') });
+    expect((await allowed.fetch(w.at('localhost'))).status).toBe(200);
   });
 
   it('a name that is refused anyway is not even asked for', async () => {
@@ -170,6 +172,58 @@ describe('a redirect', () => {
     expect((await client.fetch(w.at('a.test', '/'))).finalUrl).toBe(end);
     expect(w.open.requests.map(({ host }) => host)).toEqual(['a.test', 'b.test', 'c.test']);
     expect(['a.test', 'b.test', 'c.test'].map((name) => w.names.countOf(name))).toEqual([1, 1, 1]);
+  });
+});
+
+describe('a name server that keeps silent', () => {
+  /** Asks the world's name server as the product asks those of the system. */
+  const asking = (names: NameServer, timeoutMs: number) =>
+    createLookup({ isLocal: (host) => host === 'localhost', timeoutMs, servers: [names.address] });
+
+  it('about many names holds up no other name, nor one of this machine', async () => {
+    await using w = await world();
+    const silent = Array.from({ length: 20 }, (_, n) => `silent-${n}.test`);
+    for (const name of silent) w.names.fail(name, 'silence');
+    w.names.answer('site.test', [OPEN]);
+    await using client = w.client({ lookup: asking(w.names, 60_000) });
+    const fetched = silent.map((name) => failure(client.fetch(w.at(name))));
+    let ended = 0;
+    for (const one of fetched) one.then(() => ended++);
+    for (const name of ['site.test', 'localhost']) expect((await client.fetch(w.at(name))).status).toBe(200);
+    expect(ended).toBe(0);
+    await client.close();
+    await Promise.all(fetched);
+  });
+
+  it('is a name that does not resolve, and no host that does not answer', async () => {
+    await using w = await world();
+    w.names.fail('site.test', 'silence');
+    await using client = w.client({ lookup: asking(w.names, 50) });
+    expect(await failure(client.fetch(w.at('site.test')))).toMatchObject({
+      kind: 'retryable',
+      message: 'dns: site.test: ETIMEOUT',
+    });
+    expect(w.connections()).toEqual([0, 0, 0]);
+  });
+
+  it.each([
+    ['A', '::1'],
+    ['AAAA', OPEN],
+  ] as const)('about the %s of a name leaves it what the other family has', async (type, address) => {
+    await using w = await world();
+    w.names.answer('site.test', [OPEN, '::1']);
+    w.names.silence('site.test', type);
+    expect(await asking(w.names, 2_000)('site.test')).toEqual([{ address, family: isIP(address) }]);
+  });
+
+  it('is asked once by all who want a name at once, and anew by the next', async () => {
+    await using w = await world();
+    w.names.answer('site.test', [OPEN], [SECRET]);
+    const lookup = asking(w.names, 20_000);
+    const addresses = async () => (await lookup('site.test')).map(({ address }) => address);
+    expect(await Promise.all([addresses(), addresses(), addresses()])).toEqual([[OPEN], [OPEN], [OPEN]]);
+    expect(w.names.countOf('site.test')).toBe(1);
+    expect(await addresses()).toEqual([SECRET]);
   });
 });
 

@@ -2,8 +2,8 @@
 import type { LookupAddress } from 'node:dns';
 import { parseRules } from '../../src/address-rules.js';
 import { AddressPolicy } from '../../src/crawl/address.js';
-import type { Lookup } from '../../src/crawl/connect.js';
 import { Fetcher, type FetchOptions } from '../../src/crawl/fetch.js';
+import type { Lookup } from '../../src/crawl/names.js';
 import { RejectedError, RetryableError } from '../../src/errors.js';
 import { type Behaviour, type Site, startSite } from '../support/site.js';
 

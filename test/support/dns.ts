@@ -1,6 +1,6 @@
 /**
  * A name server on loopback (UDP, RFC 1035 and 3596, as little of them as a resolver asks for) whose answers may change
- * from one question to the next. Its `lookup` is a `Lookup` for a Fetcher, by Node's own resolver; everything has TTL 0.
+ * from one question to the next. Its `lookup` is a `Lookup` for a Fetcher; everything has TTL 0.
  */
 import { createSocket, type RemoteInfo, type Socket } from 'node:dgram';
 import type { LookupAddress } from 'node:dns';
@@ -8,6 +8,7 @@ import { Resolver } from 'node:dns/promises';
 import { once } from 'node:events';
 import { isIPv6 } from 'node:net';
 import ipaddr from 'ipaddr.js';
+import { bothFamilies } from '../../src/crawl/names.js';
 
 /** How a question fails: with a response code, or without a response. */
 export type DnsFailure = 'servfail' | 'nxdomain' | 'refused' | 'silence';
@@ -30,6 +31,7 @@ export class NameServer implements AsyncDisposable {
   /** Questions in the order they came. */
   readonly questions: Question[] = [];
   readonly #names = new Map<string, Rounds | DnsFailure>();
+  readonly #silent = new Set<string>();
   readonly #socket: Socket = createSocket('udp4');
   // A question is repeated by nobody: `questions` holds what was asked.
   readonly #resolver = new Resolver({ timeout: 60_000, tries: 1 });
@@ -38,8 +40,13 @@ export class NameServer implements AsyncDisposable {
     this.#socket.on('message', (message, from) => this.#reply(message, from));
     this.#socket.bind(0, '127.0.0.1');
     await once(this.#socket, 'listening');
-    this.#resolver.setServers([`127.0.0.1:${this.#socket.address().port}`]);
+    this.#resolver.setServers([this.address]);
     return this;
+  }
+
+  /** Address and port, as `Resolver.setServers` takes it. */
+  get address(): string {
+    return `127.0.0.1:${this.#socket.address().port}`;
   }
 
   /**
@@ -54,13 +61,12 @@ export class NameServer implements AsyncDisposable {
     this.#names.set(name, failure);
   }
 
-  /** Both families, asked for at once, IPv4 first; what one of them has counts, whatever becomes of the other. */
-  readonly lookup = async (host: string): Promise<LookupAddress[]> => {
-    const [v4, v6] = await Promise.allSettled([this.#resolver.resolve4(host), this.#resolver.resolve6(host)]);
-    if (v4.status === 'rejected' && v6.status === 'rejected') throw v4.reason;
-    const found = [v4, v6].flatMap((one) => (one.status === 'fulfilled' ? one.value : []));
-    return found.map((address) => ({ address, family: isIPv6(address) ? 6 : 4 }));
-  };
+  /** Keeps silent to questions for one family. */
+  silence(name: string, type: Question['type']): void {
+    this.#silent.add(`${type} ${name}`);
+  }
+
+  readonly lookup = (host: string): Promise<LookupAddress[]> => bothFamilies(this.#resolver, host);
 
   /** How often a name was looked up. */
   countOf(name: string): number {
@@ -83,7 +89,7 @@ export class NameServer implements AsyncDisposable {
     const family = TYPES.get(type);
     if (family) this.questions.push({ name, type: family });
     const entry = this.#names.get(name) ?? 'nxdomain';
-    if (entry === 'silence') return;
+    if (entry === 'silence' || this.#silent.has(`${family} ${name}`)) return;
     const code = typeof entry === 'string' ? RESPONSE_CODES[entry] : 0;
     const addresses = typeof entry === 'object' && family ? nextRound(entry, family) : [];
     const question = message.subarray(HEADER_BYTES, end);
