@@ -66,7 +66,7 @@ export async function crawl(job: CrawlPayload, run: Run, tools: CrawlTools): Pro
   const outcome = await orRejected(() => crawlUrl(step), remember).catch(async (error: unknown) => {
     // A name that could not be resolved five times over is not asked for again by the next crawl, some minutes later.
     const unresolved = error instanceof RetryableError && error.reason === 'dns' && !error.isFinal && run.isLast;
-    if (unresolved) await remember({ reason: 'dns', detail: error.message });
+    if (unresolved) await remember({ reason: 'dns', detail: error.message.replace(/^dns: /, '') });
     throw error;
   });
   // The URL may serve other bytes by now, so that this run did not come to all that a dead one had claimed.
@@ -146,7 +146,8 @@ interface Stale extends ReadContent {
 async function knownUrl(step: Step): Promise<{ outcome: CrawlOutcome | null; stale: Stale | null }> {
   const { job, records } = step;
   const facts = await timed(step, 'lookup', () => records.urlFacts(job.tenantId, job.url));
-  if (facts.rejection && !job.force) return { outcome: await refused(step, facts.rejection), stale: null };
+  const refusal = job.force ? null : refusalOf(step, facts);
+  if (refusal) return { outcome: await refused(step, refusal), stale: null };
   const own = await ownRecord(step, facts);
   if (own || !facts.record || job.force) return { outcome: own, stale: null };
   const { contentHash, rawKey, fetchedAt } = facts.record;
@@ -155,6 +156,11 @@ async function knownUrl(step: Step): Promise<{ outcome: CrawlOutcome | null; sta
   }
   const read = await records.readContent(job.tenantId, contentHash);
   return { outcome: null, stale: read && { record: facts.record, ...read } };
+}
+
+/** What the job noted itself when its name did not resolve says nothing to it: somebody has had it run again. */
+function refusalOf({ jobId }: Step, { rejection }: UrlFacts): Rejection | null {
+  return rejection?.reason === 'dns' && rejection.jobId === jobId ? null : rejection;
 }
 
 /** @throws {RetryableError} where it was a failure that is remembered for a while, and no refusal */

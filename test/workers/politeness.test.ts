@@ -3,6 +3,7 @@ import { setTimeout as pause } from 'node:timers/promises';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import type { App } from '../../src/app.js';
 import { crawlQueue } from '../../src/queues/crawl.js';
+import { retryFailed } from '../../src/queues/failed.js';
 import { HostSchedule } from '../../src/queues/host-schedule.js';
 import { startWorkers, type Workers } from '../../workers/start.js';
 import { crawled, crawlJob, ended } from '../support/crawl-run.js';
@@ -277,9 +278,18 @@ describe.each([
     expect(again).toMatchObject({
       state: 'failed',
       attempts: 1,
-      error: expect.stringMatching(/^dns: .*within the last hour/),
+      error: expect.stringMatching(/^dns: no-such-host\.invalid: .*within the last hour/),
     });
     expect(await crawlJob(app, 'acme', url, { force: true })).toMatchObject({ state: 'failed', attempts: 5 });
+  });
+
+  test('a job that failed because its name did not resolve asks for it again when it is retried by hand', async () => {
+    app = start();
+    const [id = ''] = await enqueue(['http://no-such-host.invalid/b.png']);
+    expect(await ended(app, 'crawl', id)).toMatchObject({ state: 'failed', attempts: 5 });
+    await retryFailed(app.queues, { reason: 'dns' });
+    const again = { state: 'failed', attempts: 5, error: expect.not.stringContaining('within the last hour') };
+    expect(await ended(app, 'crawl', id)).toMatchObject(again);
   });
 });
 
