@@ -64,7 +64,7 @@ export class Politeness {
     if (robots) return this.#enter(visitor, host, this.#rules(await this.#allowedGap(visitor, robots, url, crawler)));
     const permit = await this.schedule.enter(host, visitor.jobId, visitor.tenantId, { ...this.#rules(), most: 1 });
     try {
-      const found = await this.#ask(visitor, origin);
+      const found = await this.#ask(visitor, origin, crawler);
       const rules = this.#rules(allowedGap(found, url, crawler));
       await permit.again(rules);
       return this.#leaving(permit, rules);
@@ -105,14 +105,14 @@ export class Politeness {
     return robots && robots.expiresAt > Date.now() ? robots : null;
   }
 
-  async #ask(visitor: Visitor, origin: string): Promise<Robots> {
-    const robots = await this.#fetch(visitor, origin);
+  async #ask(visitor: Visitor, origin: string, crawler: string): Promise<Robots> {
+    const robots = await this.#fetch(visitor, origin, crawler);
     await this.cache.write([entry(visitor.tenantId, robotsFiles, sha256(origin), robots)], { hotWithoutDurable: true });
     return robots;
   }
 
   /** RFC 9309 section 2.3.1: no file allows everything, and one that cannot be had nothing. */
-  async #fetch(visitor: Visitor, origin: string): Promise<Robots> {
+  async #fetch(visitor: Visitor, origin: string, crawler: string): Promise<Robots> {
     const trail = [`${origin}/robots.txt`];
     try {
       const { bytes } = await this.fetcher.fetch(trail[0] as string, {
@@ -123,14 +123,14 @@ export class Politeness {
         admit: async (url) =>
           trail.length === 1 ? nothing : this.#enter(visitor, new URL(url).host, { ...this.#rules(), most: 1 }),
       });
-      return robotsOf(origin, bytes);
+      return robotsOf(origin, bytes, crawler);
     } catch (error) {
       if (error instanceof RejectedError) {
         if (error.reason === 'too-large' || error.reason === 'unsupported')
           return unreachableRobots(origin, error.message);
         // What the image would meet too says so there.
         if (error.reason === 'blocked-address' && trail.length === 1) throw error;
-        return robotsOf(origin, Buffer.alloc(0));
+        return robotsOf(origin, Buffer.alloc(0), crawler);
       }
       const asItWas = error instanceof RetryableError && error.reason !== 'dns' && error.reason !== 'throttled';
       if (asItWas) return unreachableRobots(origin, error.message);

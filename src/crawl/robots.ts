@@ -2,41 +2,45 @@
  * robots.txt (RFC 9309) and `X-Robots-Tag`: what an origin says that crawlers may do. Texts are a stranger's: however they
  * are made, reading them takes a bounded time.
  */
-import commonJs from 'robots-parser';
 import { RejectedError, RetryableError } from '../errors.js';
 import type { Robots } from '../kinds/robots.js';
-
-// The package's types tell of a `default` that its CommonJS form does not have.
-const robotsParser = commonJs as unknown as typeof commonJs.default;
+import { decidingRule, lineOf, type RobotsRules, rulesFor, textOf } from './robots-rules.js';
 
 /** As much as RFC 9309 section 2.5 asks for; the rest is not read. */
 const MAX_ROBOTS_BYTES = 500 * 1024;
-/** Length of all rules with wildcards. Matching one takes its length times the URL's. */
+/** Length of all rules with wildcards. Matching one takes at worst its length times the URL's. */
 const MAX_WILDCARD_LENGTH = 32 * 1024;
+/** Characters of rules that a process keeps in the form that is matched, which takes about twenty times as many bytes. */
+const MAX_READ_LENGTH = 2 * 1024 * 1024;
 const HOUR_MS = 3_600_000;
 /** Sections 2.4 and 2.3.1.4: a day; what could not be had is asked for again soon. */
 const LIFETIME_MS = 24 * HOUR_MS;
 const TROUBLE_LIFETIME_MS = 60_000;
 /** Nobody's wish holds a host back for longer. */
 const MAX_CRAWL_DELAY_MS = HOUR_MS;
+/** Of a rule, in a refusal. */
+const MAX_TOLD_LENGTH = 200;
 
-const RULE = /^\s*(user-agent|allow|disallow|crawl-delay)\s*:/i;
 const FORBIDDING = new Set(['none', 'noindex', 'noimageindex', 'noai', 'noimageai']);
 /** Directives that have a value, and are not the name of a crawler. */
 const VALUED = new Set(['unavailable_after', 'max-snippet', 'max-image-preview', 'max-video-preview']);
 
-/** What was found under an origin's /robots.txt; empty where there is none. */
-export function robotsOf(origin: string, file: Buffer): Robots {
-  const lines = file
+/**
+ * What was found under an origin's /robots.txt; an empty file is none.
+ *
+ * @param crawler our product token, such as `hybrid-cache-service`: the rules for others are not kept
+ */
+export function robotsOf(origin: string, file: Buffer, crawler: string): Robots {
+  const text = file
     .subarray(0, MAX_ROBOTS_BYTES)
     .toString('utf8')
     .replaceAll('\0', '')
-    .replace(/^\ufeff/, '')
-    .split(/\r\n|\r|\n/);
-  const rules = lines.map((line) => line.replace(/#.*/, '').trim()).filter((line) => RULE.test(line));
-  const wildcards = rules.filter((line) => line.includes('*', line.indexOf(':') + 1) && !/^user-agent/i.test(line));
-  const tooMany = wildcards.reduce((sum, line) => sum + line.length, 0) > MAX_WILDCARD_LENGTH;
-  return remembered(origin, rules.join('\n'), tooMany ? 'too many rules with wildcards' : null, LIFETIME_MS);
+    .replace(/^\ufeff/, '');
+  const found = rulesFor(crawler, text);
+  const wildcards = found.rules.filter(({ parts }) => parts.length > 1);
+  const tooMany = wildcards.reduce((sum, { pattern }) => sum + pattern.length, 0) > MAX_WILDCARD_LENGTH;
+  if (tooMany) return remembered(origin, '', 'too many rules with wildcards', LIFETIME_MS);
+  return remembered(origin, textOf(found), null, LIFETIME_MS);
 }
 
 /** What could not be had: nothing is allowed until somebody asks again (section 2.3.1.4). */
@@ -52,7 +56,8 @@ function remembered(origin: string, rules: string, trouble: string | null, lifet
 /**
  * Milliseconds that the origin wants between two requests of ours; whole ones, and none too few.
  *
- * @param crawler our product token, such as `hybrid-cache-service`
+ * @param url canonical, of the origin
+ * @param crawler our product token
  * @throws {RejectedError} `robots` where the URL is not for us
  * @throws {RetryableError} where nobody can say
  */
@@ -62,12 +67,29 @@ export function allowedGap(robots: Robots, url: string, crawler: string): number
     throw new RetryableError('server-error', `${robots.origin}/robots.txt: ${robots.trouble}`, { retryAfterMs });
   }
   if (robots.rules === '') return 0;
-  const rules = robotsParser(`${robots.origin}/robots.txt`, robots.rules);
-  if (rules.isAllowed(url, crawler) === false) {
-    throw new RejectedError('robots', `${robots.origin}/robots.txt, line ${rules.getMatchingLineNumber(url, crawler)}`);
+  const rules = readRules(robots.rules, crawler);
+  const rule = decidingRule(rules, url.slice(robots.origin.length));
+  if (rule && !rule.allows) {
+    throw new RejectedError('robots', `${robots.origin}/robots.txt: ${lineOf(rule)}`.slice(0, MAX_TOLD_LENGTH));
   }
-  const seconds = rules.getCrawlDelay(crawler) ?? 0;
-  return seconds > 0 ? Math.min(Math.ceil(seconds * 1_000), MAX_CRAWL_DELAY_MS) : 0;
+  return Math.min(Math.ceil(rules.delaySeconds * 1_000), MAX_CRAWL_DELAY_MS);
+}
+
+/** By crawler and text, the last used last: every request to a host looks at its rules. */
+const read = new Map<string, RobotsRules>();
+let readLength = 0;
+
+function readRules(text: string, crawler: string): RobotsRules {
+  const key = `${crawler}\n${text}`;
+  const rules = read.get(key) ?? rulesFor(crawler, text);
+  if (!read.delete(key)) readLength += key.length;
+  read.set(key, rules);
+  for (const oldest of read.keys()) {
+    if (readLength <= MAX_READ_LENGTH) break;
+    read.delete(oldest);
+    readLength -= oldest.length;
+  }
+  return rules;
 }
 
 /**

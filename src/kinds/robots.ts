@@ -4,7 +4,7 @@ import { jsonCodec, type Kind } from './kind.js';
 export interface Robots {
   /** Such as `https://example.com:8443`. */
   readonly origin: string;
-  /** The text of robots.txt, at most 500 KiB of it; empty where there is none, and everything is allowed. */
+  /** Those for us, as the text of a robots.txt of one group; empty where everything is allowed. */
   readonly rules: string;
   /** Why it could not be had, and nothing is allowed until `expiresAt`; else `null`. */
   readonly trouble: string | null;

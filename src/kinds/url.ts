@@ -60,11 +60,14 @@ function hostOf(url: URL): string {
 }
 
 /**
- * RFC 3986 section 6.2.2.1 and .2 for path and query. Safe in this order only: a stray `%` is escaped first, or else
- * decoding the digits behind it (`%%36%31`) would forge a new escape. No dot segment can appear by decoding, since the
- * WHATWG parser has already taken `%2e` for a dot. Reserved characters stay as they were written.
+ * RFC 3986 section 6.2.2.1 and .2 for path and query, and for the patterns of robots.txt that are compared with them. Safe
+ * in this order only: a stray `%` is escaped first, or else decoding the digits behind it (`%%36%31`) would forge a new
+ * escape. No dot segment can appear by decoding, since the WHATWG parser has already taken `%2e` for a dot. Reserved
+ * characters stay as they were written.
+ *
+ * @param rest ASCII
  */
-function normalised(rest: string): string {
+export function normalised(rest: string): string {
   if (PLAIN.test(rest)) return rest;
   return rest
     .replace(STRAY_PERCENT, '%25')

@@ -14,6 +14,7 @@ import { PuppetEngine } from '../support/puppet-engine.js';
 import { type Site, startSite } from '../support/site.js';
 import { createWorld, type World } from '../support/world.js';
 
+const CRAWLER = 'hybrid-cache-service';
 const RULES = Buffer.from('User-agent: *\nDisallow: /closed/\n');
 
 let world: World;
@@ -52,7 +53,7 @@ describe('robots rules', () => {
     expect(await told(closed)).toMatchObject({ wouldSkip: false, reason: null, robots: null });
     expect(await crawled(app, 'acme', open)).toMatchObject({ outcome: 'stored' });
 
-    const detail = `${site.url}/robots.txt, line 2`;
+    const detail = `${site.url}/robots.txt: Disallow: /closed/`;
     expect(await told(closed)).toMatchObject({
       wouldSkip: true,
       reason: 'robots',
@@ -67,7 +68,7 @@ describe('robots rules', () => {
 
   test('close no URL where they are passed over, open it, have expired or could not be had', async () => {
     const [closed, open] = ['https://example.com/closed/1.png', 'https://example.com/open/1.png'];
-    const robots = robotsOf('https://example.com', RULES);
+    const robots = robotsOf('https://example.com', RULES, CRAWLER);
     const fetched = { wouldSkip: false, reason: null, because: 'nothing is known of it' };
     await remember(robots);
     expect(await told(closed)).toMatchObject({ wouldSkip: true, reason: 'robots' });
@@ -81,7 +82,7 @@ describe('robots rules', () => {
 
   test('close a known URL once it is so old that it would be asked for again', async () => {
     const url = 'https://example.org/closed/1.png';
-    await remember(robotsOf('https://example.org', RULES));
+    await remember(robotsOf('https://example.org', RULES, CRAWLER));
     await app.cache.storeCrawledImage(url, Buffer.from('bytes'), { rawKey: 'raw/x' }, 'acme');
     expect(await told(url)).toMatchObject({ wouldSkip: true, reason: 'url' });
     expect(await told(url, { revalidateAfterMs: 0 })).toMatchObject({ wouldSkip: true, reason: 'robots' });
@@ -98,7 +99,7 @@ describe('hybrid-cache explain', () => {
     });
 
   test('honours robots rules as the crawl is told to', async () => {
-    await remember(robotsOf('https://example.net', RULES));
+    await remember(robotsOf('https://example.net', RULES, CRAWLER));
     const url = 'https://example.net/closed/1.png';
     expect(JSON.parse((await command(url, { json: '1' })).out)).toMatchObject({ wouldSkip: true, reason: 'robots' });
     const ignoring = await command(url, { json: '1', FETCH_ROBOTS: 'ignore' });

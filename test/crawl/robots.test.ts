@@ -1,12 +1,27 @@
 /** What robots.txt and X-Robots-Tag are understood to say. */
+import fc from 'fast-check';
+import commonJs from 'robots-parser';
 import { describe, expect, test } from 'vitest';
 import { allowedGap, forbidsIndexing, robotsOf, unreachableRobots } from '../../src/crawl/robots.js';
 import { RejectedError, RetryableError } from '../../src/errors.js';
+import { canonicalUrl } from '../../src/kinds/url.js';
 
 const ORIGIN = 'https://example.com';
 const CRAWLER = 'hybrid-cache-service';
-const read = (text: string | Buffer) => robotsOf(ORIGIN, Buffer.from(text));
+const read = (text: string | Buffer) => robotsOf(ORIGIN, Buffer.from(text), CRAWLER);
 const gapOf = (text: string | Buffer, path: string) => allowedGap(read(text), ORIGIN + path, CRAWLER);
+
+// The package's types tell of a `default` that its CommonJS form does not have.
+const robotsParser = commonJs as unknown as typeof commonJs.default;
+
+function gapOrClosed(text: string, path: string): number | 'closed' {
+  try {
+    return gapOf(text, path);
+  } catch (error) {
+    if (error instanceof RejectedError) return 'closed';
+    throw error;
+  }
+}
 
 function expectClosed(text: string | Buffer, path: string): void {
   expect(() => gapOf(text, path)).toThrow(RejectedError);
@@ -34,7 +49,8 @@ describe('robots.txt', () => {
     ['with CR alone', 'User-agent: *\rDisallow: /'],
     ['with blanks and a comment', '  user-AGENT :\t* \n  disallow : /a   # images'],
     ['with a wildcard', 'User-agent: *\nDisallow: /*.jpg$'],
-    ['with an escape', 'User-agent: *\nDisallow: /%61.jpg\nDisallow: /a'],
+    ['with an escape of what needs none', 'User-agent: *\nDisallow: /%61.jpg'],
+    ['with a line separator', 'User-agent: *\nDisallow: /a # \u2028'],
   ])('closes to %s', (_what, text) => {
     expectClosed(text, '/a.jpg');
   });
@@ -51,9 +67,43 @@ describe('robots.txt', () => {
     expect(gapOf('User-agent: *\nDisallow: /*?size=', '/a.jpg')).toBe(0);
   });
 
-  test('a refusal names the place and not the query', () => {
-    const refusal = () => gapOf('User-agent: *\nDisallow: /', '/a.jpg?signature=secret');
-    expect(refusal).toThrow('robots: https://example.com/robots.txt, line 2');
+  test('a refusal names the rule and not the query', () => {
+    const refusal = () => gapOf('Sitemap: /map\n\nUser-agent: *\nDisallow: /', '/a.jpg?signature=secret');
+    expect(refusal).toThrow('robots: https://example.com/robots.txt: Disallow: /');
+  });
+
+  test.each([
+    ['/%7Euser/', '/~user/a.jpg'],
+    ['/~user/', '/%7euser/a.jpg'],
+    ['/a%2fb', '/a%2Fb.jpg'],
+    ['/bücher', '/b%C3%BCcher.jpg'],
+    ['/a b', '/a%20b.jpg'],
+    ['/100%', '/100%25.jpg'],
+    ['/%2A.jpg', '/*.jpg'],
+    ['/a%24', '/a$.jpg'],
+    ['/*.%6Apg$', '/a.jpg'],
+    ['/a$b', '/a%24b.jpg'],
+  ])('the rule %s closes %s: one spelling for all that mean the same (sections 2.2.2 and 2.2.3)', (rule, path) => {
+    const { origin, href } = new URL(canonicalUrl(ORIGIN + path));
+    expectClosed(`User-agent: *\nDisallow: ${rule}`, href.slice(origin.length));
+  });
+
+  test.each([
+    ['/a%2Fb', '/a/b.jpg'],
+    ['/%2A.jpg', '/a.jpg'],
+    ['/a%24', '/a'],
+    ['/a$', '/a.jpg'],
+    ['a', '/a'],
+  ])('the rule %s does not close %s', (rule, path) => {
+    expect(gapOf(`User-agent: *\nDisallow: ${rule}`, path)).toBe(0);
+  });
+
+  test('of what is read only the rules for us are kept, and mean the same', () => {
+    const text = `User-agent: *\nDisallow: /\n\nuser-agent: ${CRAWLER}/2\ncrawl-delay: 2.5\nallow: /%61\nDisallow: /b # no\n`;
+    const { rules } = read(`Sitemap: /map\n${text}\nUser-agent: other\nDisallow: /c\n`);
+    expect(rules).toBe('User-agent: *\nCrawl-delay: 2.5\nAllow: /a\nDisallow: /b');
+    expect(read(rules).rules).toBe(rules);
+    expect(gapOf(rules, '/a')).toBe(2_500);
   });
 
   test.each([
@@ -84,11 +134,40 @@ describe('robots.txt', () => {
     expect(rules).not.toMatch(/\0|\p{Surrogate}/u);
   });
 
-  test('rules that would take for ever to match close the site instead', () => {
+  test('rules with too many wildcards to match them for every URL close the site instead', () => {
     const rule = `Disallow: /${'*a'.repeat(500)}b\n`;
     const many = read(`User-agent: *\n${rule.repeat(100)}`);
     expect(() => allowedGap(many, `${ORIGIN}/${'a'.repeat(2_000)}`, CRAWLER)).toThrow(RetryableError);
+    expect(many.rules).toBe('');
     expect(gapOf(`User-agent: *\n${rule.repeat(10)}`, `/${'a'.repeat(2_000)}`)).toBe(0);
+    expect(gapOf(`User-agent: other\n${rule.repeat(100)}`, `/${'a'.repeat(2_000)}`)).toBe(0);
+  });
+
+  test('a group that names us ten thousand times has each of its rules once', () => {
+    const text = `${'User-agent: *\n'.repeat(10_000)}${'Disallow: /a\n'.repeat(10)}`;
+    expect(read(text).rules).toBe(`User-agent: *\n${'Disallow: /a\n'.repeat(10)}`.trimEnd());
+  });
+
+  test('groups, wildcards and the longest match are those of robots-parser', () => {
+    const line = fc.oneof(
+      fc.constantFrom('User-agent: *', `User-agent: ${CRAWLER}`, `User-agent: ${CRAWLER}/1.0`, 'User-agent: other', ''),
+      fc.constantFrom('Crawl-delay: 2', 'Sitemap: /a', 'Disallow:', 'Allow:', 'Disallow: /', '# Disallow: /'),
+      fc
+        .tuple(fc.constantFrom('Allow: /', 'Disallow: /', 'Disallow: *'), fc.stringMatching(/^[ab/*]{0,6}\$?$/))
+        .map((parts) => parts.join('')),
+    );
+    const path = fc.stringMatching(/^\/[ab/*$]{0,8}$/);
+    fc.assert(
+      fc.property(fc.array(line, { maxLength: 12 }), path, (lines, where) => {
+        // Of `Sitemap` it says that it ends a head, and RFC 9309 section 2.2.4 that it must not.
+        const known = lines.filter((one) => !one.startsWith('Sitemap')).join('\n');
+        const reference = robotsParser(`${ORIGIN}/robots.txt`, known);
+        const isClosed = reference.isAllowed(ORIGIN + where, CRAWLER) === false;
+        const gap = 1_000 * (reference.getCrawlDelay(CRAWLER) ?? 0);
+        expect(gapOrClosed(lines.join('\n'), where)).toBe(isClosed ? 'closed' : gap);
+      }),
+      { numRuns: 3_000 },
+    );
   });
 
   test('what could not be had closes the site until it is asked for again', () => {
