@@ -24,6 +24,8 @@ const MAX_TOLD_LENGTH = 200;
 const FORBIDDING = new Set(['none', 'noindex', 'noimageindex', 'noai', 'noimageai']);
 /** Directives that have a value, and are not the name of a crawler. */
 const VALUED = new Set(['unavailable_after', 'max-snippet', 'max-image-preview', 'max-video-preview']);
+/** What else stands before a colon is the time in a date: `Wed, 25 Jun 2010 15:00:00 GMT`. */
+const CRAWLER_NAME = /^(\*|[a-z0-9_-]+)$/;
 
 /**
  * What was found under an origin's /robots.txt; an empty file is none.
@@ -102,7 +104,7 @@ export function forbidsIndexing(values: readonly string[], crawler: string): boo
     let concerned = true;
     return value.split(',').some((part) => {
       const [name = '', rest] = part.split(/:(.*)/s).map((text) => text.trim().toLowerCase());
-      const scoped = rest !== undefined && !VALUED.has(name);
+      const scoped = rest !== undefined && CRAWLER_NAME.test(name) && !VALUED.has(name);
       if (scoped) concerned = name === '*' || name === crawler;
       return concerned && FORBIDDING.has(scoped ? rest : name);
     });

@@ -190,6 +190,9 @@ describe('X-Robots-Tag', () => {
     [[`${CRAWLER}: noindex`]],
     [['googlebot: nofollow, hybrid-cache-service: noindex']],
     [['unavailable_after: 25 Jun 2010 15:00:00 PST, noindex']],
+    [['unavailable_after: Wed, 25 Jun 2010 15:00:00 GMT, noindex']],
+    [['unavailable_after: Friday, 25-Jun-10 15:00:00 GMT, noindex']],
+    [[`${CRAWLER}: unavailable_after: Wed, 25 Jun 2010 15:00:00 GMT, noindex`]],
     [['*: noindex']],
   ])('%j forbids', (values) => {
     expect(forbidsIndexing(values, CRAWLER)).toBe(true);
@@ -202,6 +205,7 @@ describe('X-Robots-Tag', () => {
     [['nofollow, nosnippet, noarchive']],
     [['googlebot: noindex']],
     [['googlebot: nofollow, noindex']],
+    [['googlebot: unavailable_after: Wed, 25 Jun 2010 15:00:00 GMT, noindex']],
     [['max-image-preview: none']],
     [['noindexing']],
   ])('%j allows', (values) => {
