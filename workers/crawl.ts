@@ -12,6 +12,7 @@ import { sha256 } from '../src/kinds/identity.js';
 import type { Stage } from '../src/metrics.js';
 import type { CrawlPayload } from '../src/queues/crawl.js';
 import { type ObjectStore, rawKey, thumbnailKey } from '../src/storage/object-store.js';
+import { decoding } from './decoding.js';
 import type { Politeness } from './politeness.js';
 import { inStage, orRejected, type Rejected, type Run } from './run.js';
 
@@ -125,7 +126,7 @@ async function crawlContent(
   const work = async () => {
     const knownByNow = await knownContent(step, contentHash, validators);
     if (knownByNow) return knownByNow;
-    const image = await timed(step, 'process', () => processImage(fetched.bytes, { maxPixels: step.maxPixels }));
+    const image = await processed(step, fetched);
     const content = await storeObjects(step, fetched, contentHash, image);
     return record(step, { contentHash, content, validators, phash: image.phash });
   };
@@ -262,8 +263,12 @@ async function restoreObjects(step: Step, fetched: Fetched, contentHash: string)
     return raw && thumbnail && sha256(raw) === contentHash;
   });
   if (isWhole) return;
-  const image = await timed(step, 'process', () => processImage(fetched.bytes, { maxPixels: step.maxPixels }));
+  const image = await processed(step, fetched);
   await storeObjects(step, fetched, contentHash, image);
+}
+
+function processed(step: Step, { bytes }: Fetched): Promise<ProcessedImage> {
+  return timed(step, 'process', () => decoding(step, () => processImage(bytes, { maxPixels: step.maxPixels })));
 }
 
 /** Objects first, the record after them: no record is ever without its objects. */

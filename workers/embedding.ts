@@ -8,7 +8,7 @@ import { entry } from '../src/cache/tier.js';
 import { RejectedError, RetryableError, TierUnavailableError } from '../src/errors.js';
 import type { Events } from '../src/events.js';
 import type { FaceEngine, Pixels } from '../src/faces/engine.js';
-import { decodePixels, FACE_SIDE } from '../src/images/image.js';
+import { decodePixels } from '../src/images/image.js';
 import type { CrawlContent } from '../src/kinds/crawl.js';
 import {
   type FaceDetection,
@@ -22,6 +22,7 @@ import type { Kind } from '../src/kinds/kind.js';
 import type { EmbeddingStage } from '../src/metrics.js';
 import type { EmbeddingPayload } from '../src/queues/embedding.js';
 import type { ObjectStore } from '../src/storage/object-store.js';
+import { decoding } from './decoding.js';
 import { inStage, orRejected, type Rejected, type Run } from './run.js';
 
 export type EmbeddingOutcome =
@@ -98,7 +99,7 @@ async function load(step: Step, content: CrawlContent): Promise<Pixels> {
     if (sha256(bytes) !== step.job.contentHash) {
       throw new RetryableError('storage', 'the object of a recorded image is damaged');
     }
-    return decodePixels(bytes, { maxPixels: step.maxPixels, maxSide: FACE_SIDE });
+    return decoding(step, () => decodePixels(bytes, { maxPixels: step.maxPixels }));
   });
 }
 

@@ -3,6 +3,7 @@ import sharp from 'sharp';
 import type { Pixels } from '../faces/engine.js';
 import { type DecodeLimits, decode, type ImageFacts, type Raster, readFacts } from './decoder.js';
 import { perceptualHash } from './phash.js';
+import { inSlot } from './slots.js';
 
 export type { DecodeLimits };
 
@@ -14,7 +15,7 @@ const THUMBNAIL_SIDE = 256;
  * gained beyond is detail for the recogniser, which takes 150 pixels a face. Of the six 1,920 px sample photographs
  * the same 22 faces are found at both sizes, while the pixels to hold and to copy are a third fewer.
  */
-export const FACE_SIDE = 1600;
+const FACE_SIDE = 1600;
 
 export interface ProcessedImage extends ImageFacts {
   /** 64-bit DCT hash of the upright image, 16 lower-case hex characters; see `phash.ts`. */
@@ -28,29 +29,33 @@ export interface ProcessedImage extends ImageFacts {
  *
  * @param bytes as fetched; the type is judged by content alone
  * @throws RejectedError `not-an-image`, `unsupported`, `corrupt`, or `too-large` before any pixel is decoded;
- * RetryableError when decoding takes longer than 30 s
+ * RetryableError `timeout` when decoding takes longer than 30 s
  */
-export async function processImage(bytes: Buffer, limits: DecodeLimits): Promise<ProcessedImage> {
-  const facts = await readFacts(bytes, limits);
-  const raster = await decode(bytes, THUMBNAIL_SIDE, limits);
-  // sharp encodes on its own threads, meanwhile the hash is computed on this one: 2 ms.
-  const encoding = encodeThumbnail(raster);
-  return { ...facts, phash: perceptualHash(raster), thumbnail: await encoding };
+export function processImage(bytes: Buffer, limits: DecodeLimits): Promise<ProcessedImage> {
+  return inSlot(async () => {
+    const facts = await readFacts(bytes, limits);
+    const raster = await decode(bytes, THUMBNAIL_SIDE, limits);
+    // sharp encodes on libuv's threads, meanwhile the hash is computed on this one: 2 ms.
+    const encoding = encodeThumbnail(raster);
+    return { ...facts, phash: perceptualHash(raster), thumbnail: await encoding };
+  });
 }
 
 /**
  * The pixels for a face engine: upright, 8-bit sRGB, transparency on white.
  *
- * @param limits.maxSide longest side of the result, in pixels
+ * @param limits.maxSide longest side of the result, in pixels; 1,600
  * @throws as {@link processImage}
  */
-export async function decodePixels(
+export function decodePixels(
   bytes: Buffer,
-  limits: DecodeLimits & { maxSide?: number | undefined },
+  { maxSide = FACE_SIDE, ...limits }: DecodeLimits & { maxSide?: number },
 ): Promise<Pixels> {
-  const facts = await readFacts(bytes, limits);
-  const { data, width, height } = await decode(bytes, limits.maxSide ?? FACE_SIDE, limits);
-  return { data, width, height, scale: Math.max(facts.width, facts.height) / Math.max(width, height) };
+  return inSlot(async () => {
+    const facts = await readFacts(bytes, limits);
+    const { data, width, height } = await decode(bytes, maxSide, limits);
+    return { data, width, height, scale: Math.max(facts.width, facts.height) / Math.max(width, height) };
+  });
 }
 
 function encodeThumbnail({ data, width, height }: Raster): Promise<Buffer> {

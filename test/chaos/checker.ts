@@ -14,7 +14,7 @@ import { readdir, readFile } from 'node:fs/promises';
 import { join, relative } from 'node:path';
 import { verify } from '../../src/cache/verify.js';
 import { failureReasonOf } from '../../src/errors.js';
-import { decodePixels, FACE_SIDE } from '../../src/images/image.js';
+import { decodePixels } from '../../src/images/image.js';
 import { canonicalUrl } from '../../src/kinds/url.js';
 import { ContentEngine } from './app.js';
 import type { Accepted, Lab } from './lab.js';
@@ -220,7 +220,7 @@ async function facesAreTheirs(
       broken(`I1 ${hash} of ${tenant} was never embedded`);
       continue;
     }
-    const pixels = await decodePixels(await readFile(join(lab.folder, raw)), { maxPixels: 1e6, maxSide: FACE_SIDE });
+    const pixels = await decodePixels(await readFile(join(lab.folder, raw)), { maxPixels: 1e6 });
     const found = await engine.detect(pixels);
     if (found.length !== count) broken(`I2 ${hash} of ${tenant} has ${found.length} faces, and ${count} in its record`);
   }

@@ -3,7 +3,7 @@ import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as pause } from 'node:timers/promises';
 import sharp from 'sharp';
-import { decodePixels, FACE_SIDE } from '../../../src/images/image.js';
+import { decodePixels } from '../../../src/images/image.js';
 import type { FaceEmbedding } from '../../../src/kinds/faces.js';
 import { sha256 } from '../../../src/kinds/identity.js';
 import { rawKey } from '../../../src/storage/object-store.js';
@@ -112,7 +112,7 @@ async function facesOf(lab: Lab, hashes: readonly string[]): Promise<number> {
 async function expectedFaces(lab: Lab, hash: string, version: string): Promise<FaceEmbedding[]> {
   const engine = new ContentEngine(version);
   const bytes = await readFile(join(lab.folder, rawKey(TENANT, hash, 'image/png')));
-  const pixels = await decodePixels(bytes, { maxPixels: 1e6, maxSide: FACE_SIDE });
+  const pixels = await decodePixels(bytes, { maxPixels: 1e6 });
   return engine.embed(pixels, await engine.detect(pixels));
 }
 
