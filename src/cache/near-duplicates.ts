@@ -4,6 +4,7 @@
  * equal. So 4 x 17 (or 4) probes of the primary key of `perceptual_hash_bands` find every candidate.
  */
 import { ArgumentError } from '../errors.js';
+import { isTelling } from '../kinds/perceptual-hash.js';
 import type { Query } from './query.js';
 
 /** An image that looks like the one that was asked about. */
@@ -66,7 +67,7 @@ export interface SearchOptions {
 
 /**
  * The tenant's images whose hashes differ by at most `maxDistance` bits, nearest first, at most 20. A hash that is not
- * 16 hex characters has none.
+ * indexed, because it tells nothing of its image or is not 16 hex characters, has none.
  *
  * @throws {ArgumentError}
  * @throws {TierUnavailableError}
@@ -81,7 +82,7 @@ export async function searchNearDuplicates(
   if (!Number.isInteger(maxDistance) || maxDistance < 0 || maxDistance > MAX_DISTANCE) {
     throw new ArgumentError('maxDistance', `expected a whole number from 0 to ${MAX_DISTANCE}`);
   }
-  if (!/^[0-9a-f]{16}$/.test(phash)) return [];
+  if (!isTelling(phash)) return [];
   const number = BigInt.asIntN(64, BigInt(`0x${phash}`));
   const probes = probesOf(phash, maxDistance);
   const bands = probes.map(({ band }) => band);

@@ -2,8 +2,6 @@
  * The 64-bit DCT perceptual hash of an image, as Python's `imagehash.phash(hash_size=8, highfreq_factor=4)` computes
  * it: grey, 32 x 32 by Lanczos, DCT-II, the 8 x 8 lowest frequencies, one bit each for "above their median".
  */
-import { ArgumentError } from '../errors.js';
-
 /** Side of the grey square that is transformed, and of the corner of low frequencies that is kept. */
 const SIDE = 32;
 const LOW = 8;
@@ -27,14 +25,6 @@ const DITHER = 2;
 /** Far above the error of 1,024 additions in doubles (1e-9), far below what one grey level in one cell gives. */
 const FLOAT_ERROR = 1e-6;
 
-/**
- * At least this many bits must be set for a hash to tell images apart. The median puts 32 of the 64 above itself. Where
- * many coefficients are exactly zero, the median is zero too, and about half of the others are set: none or one in a
- * flat image, at most 8 in a gradient along one axis (7 frequencies and the mean), about 8 in an image symmetric both
- * ways (16 coefficients). Two such images are near each other by accident alone.
- */
-const TELLING_BITS = 12;
-
 /** `COSINE[k * SIDE + n]` = 2 cos(pi k (2n + 1) / 64): the rows of the unnormalised DCT-II, `scipy.fftpack.dct`. */
 const COSINE = Float64Array.from({ length: LOW * SIDE }, (_, i) => {
   const k = Math.floor(i / SIDE);
@@ -51,7 +41,8 @@ interface RgbImage {
 
 /**
  * Bit for bit what imagehash 4.3 gives for the same pixels, but where rounding decides there: a coefficient that equals
- * the median is no bit here, and an image without structure has a degenerate hash. From a thumbnail instead of the full
+ * the median is no bit here, and an image without structure has a hash that tells nothing
+ * (`isTelling`). From a thumbnail instead of the full
  * image up to two bits differ in photographs, and more in drawings finer than the 32 x 32 cells. Transparency, which
  * imagehash ignores, is on white here.
  *
@@ -59,23 +50,6 @@ interface RgbImage {
  */
 export function perceptualHash(image: RgbImage): string {
   return hexOfBits(aboveMedian(withoutNoise(lowFrequencies(withoutDither(greySquare(image))))));
-}
-
-/**
- * True for a hash that says almost nothing of its image: flat, a plain gradient, symmetric both ways. Such hashes must
- * not be searched for near-duplicates; they would all be found.
- *
- * @param phash 16 hex characters
- */
-export function isDegenerate(phash: string): boolean {
-  return countBits(wordsOf(phash)) < TELLING_BITS;
-}
-
-/** In how many of the 64 bits two hashes of 16 hex characters differ. */
-export function hammingDistance(a: string, b: string): number {
-  const [a0, a1] = wordsOf(a);
-  const [b0, b1] = wordsOf(b);
-  return countBits([a0 ^ b0, a1 ^ b1]);
 }
 
 function greySquare({ data, width, height }: RgbImage): Uint8Array {
@@ -174,15 +148,4 @@ function aboveMedian(low: Float64Array): boolean[] {
 function hexOfBits(bits: boolean[]): string {
   const binary = bits.map((bit) => (bit ? '1' : '0')).join('');
   return BigInt(`0b${binary}`).toString(16).padStart(16, '0');
-}
-
-function wordsOf(phash: string): [number, number] {
-  if (!/^[0-9a-f]{16}$/i.test(phash)) throw new ArgumentError('phash', 'must be 16 hex characters');
-  return [Number.parseInt(phash.slice(0, 8), 16), Number.parseInt(phash.slice(8), 16)];
-}
-
-function countBits(words: readonly number[]): number {
-  let count = 0;
-  for (let word of words) for (; word !== 0; word &= word - 1) count++;
-  return count;
 }

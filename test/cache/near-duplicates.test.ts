@@ -6,7 +6,7 @@ import type { Query } from '../../src/cache/query.js';
 import { entry } from '../../src/cache/tier.js';
 import { ArgumentError } from '../../src/errors.js';
 import { sha256 } from '../../src/kinds/identity.js';
-import { perceptualHashes } from '../../src/kinds/perceptual-hash.js';
+import { isTelling, perceptualHashes } from '../../src/kinds/perceptual-hash.js';
 import { createWorld, type World } from '../support/world.js';
 import { freshTenant, type OpenCache, openCache } from './support.js';
 
@@ -150,6 +150,19 @@ test('nearest come first, twenty at most, six bits apart unless said otherwise, 
   expect(answer).toEqual(bruteForce(hashes, keys, text(centre), 6));
   const rest = await search(tenant, text(centre), { maxDistance: 0, except: keys[0] });
   expect(rest.map((one) => one.contentHash)).toEqual(keys.filter((_, i) => i > 0 && i % 8 === 0).sort());
+});
+
+test('what the index holds and what is searched for is one rule: neither of two neighbours lists the other alone', async () => {
+  const hashes = Array.from({ length: 65 }, (_, bits) => text((1n << BigInt(bits)) - 1n));
+  const { rows } = await cache.connection.query<{ held: boolean }>({
+    text: 'select perceptual_hash_number(phash) is not null as held from unnest($1::text[]) with ordinality as h(phash, n) order by n',
+    values: [hashes],
+  });
+  expect(rows.map(({ held }) => held)).toEqual(hashes.map(isTelling));
+  const tenant = freshTenant();
+  const [few = '', enough = ''] = hashes.slice(11);
+  const keys = await put(tenant, [few, enough]);
+  for (const [i, hash] of [few, enough].entries()) expect(await search(tenant, hash, { except: keys[i] })).toEqual([]);
 });
 
 test('another tenant sees nothing of it', async () => {

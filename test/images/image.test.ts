@@ -1,8 +1,7 @@
 import sharp, { type Sharp } from 'sharp';
 import { describe, expect, it } from 'vitest';
 import { decodePixels, processImage } from '../../src/images/image.js';
-import { hammingDistance } from '../../src/images/phash.js';
-import { flatImage, resized, rgbImage, samplePhoto, storedIn } from '../support/images.js';
+import { flatImage, hammingDistance, resized, rgbImage, samplePhoto, storedIn } from '../support/images.js';
 import { ENCODINGS } from './samples.js';
 
 const LIMITS = { maxPixels: 100_000_000 };

@@ -118,3 +118,8 @@ export function claimingSize(jpeg: Buffer, width: number, height: number): Buffe
   }
   throw new Error('not a JPEG with a frame header');
 }
+
+/** In how many of the 64 bits two perceptual hashes differ. */
+export function hammingDistance(a: string, b: string): number {
+  return (BigInt(`0x${a}`) ^ BigInt(`0x${b}`)).toString(2).replaceAll('0', '').length;
+}
