@@ -285,7 +285,8 @@ function redirectTarget(location: string, base: string): string {
     return canonicalUrl(URL.canParse(target, base) ? new URL(target, base).href : target);
   } catch (error) {
     if (!(error instanceof ArgumentError)) throw error;
-    throw new RejectedError('blocked-address', `redirect from ${placeOf(base)}: ${error.message}`);
+    // As where a redirect has no Location: nothing is to be had under this URL.
+    throw new RejectedError('gone', `redirect from ${placeOf(base)}: ${error.message}`);
   }
 }
 

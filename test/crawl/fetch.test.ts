@@ -147,11 +147,11 @@ describe('a redirect', () => {
     'http://[fe80::1%25eth0]/',
     'http://',
     `/${'x'.repeat(2_048)}`,
-  ])('to %s is refused', async (to) => {
+  ])('to %s leads nowhere, and is gone', async (to) => {
     await using site = await startSite();
     await using client = fetcher();
     const { kind, reason, message } = await failure(client.fetch(site.redirect('/a', to)));
-    expect({ kind, reason }).toEqual({ kind: 'rejected', reason: 'blocked-address' });
+    expect({ kind, reason }).toEqual({ kind: 'rejected', reason: 'gone' });
     expect(message).not.toContain('secret');
   });
 

@@ -4,7 +4,7 @@ import { AddressPolicy } from '../../src/crawl/address.js';
 import { ArgumentError } from '../../src/errors.js';
 import { startSite } from '../support/site.js';
 import { SITE_TEST } from './certificate.js';
-import { blocked, fetcher, LOOPBACK, policyOf } from './support.js';
+import { blocked, failure, fetcher, LOOPBACK, policyOf } from './support.js';
 
 /** The default policy, but with the port of the test's listener open to all: only the address rule is between us. */
 const openOn = (port: number) => fetcher({ policy: new AddressPolicy({ ports: [80, 443, port] }) });
@@ -148,7 +148,10 @@ describe('a URL of this machine', () => {
       const url = `${scheme}://127.0.0.1:${site.port}/a`;
       await expect(client.fetch(url)).rejects.toBeInstanceOf(ArgumentError);
       expect(site.connections).toBe(0);
-      expect(await blocked(client.fetch(site.redirect('/start', url)))).toMatch(/redirect from .* must be /);
+      expect(await failure(client.fetch(site.redirect('/start', url)))).toMatchObject({
+        kind: 'rejected',
+        message: expect.stringMatching(/^gone: redirect from .* must be /),
+      });
       expect(site.countOf('/a')).toBe(0);
     },
   );
