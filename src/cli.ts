@@ -119,6 +119,7 @@ interface ServiceOptions {
 /** Runs until a signal; then drains, and ends its own servers last. */
 async function service({ workers, api, bringServers }: ServiceOptions): Promise<never> {
   const closer = new Closer();
+  let running: { readonly address: string } | undefined;
   onShutdownSignal(() => closer.close().then(() => 0));
   try {
     const brings = bringServers && namesNoServer(readEnv());
@@ -129,9 +130,9 @@ async function service({ workers, api, bringServers }: ServiceOptions): Promise<
     const config = own ? toConfig(own.env) : await configured();
     if (own) await migrate(config.postgres, { queueOnPostgres: config.queue.backend === 'postgres' });
     else await refuseUnmigrated(config);
-    // The app before the service: where the service cannot start, its clients still close before our servers.
-    const app = closer.add('app', connect(config), (one) => one.close());
-    const running = closer.add('service', await run(app, { workers, api }), (one) => one.stop());
+    // The service closes it, within its time; where there is none, its clients still close before our servers.
+    const app = closer.add('app', connect(config), (one) => (running ? undefined : one.close()));
+    running = closer.add('service', await run(app, { workers, api }), (one) => one.stop());
     if (own) await (await load.stack()).setOwnerAddress(own.stack, running.address);
     return await new Promise<never>(() => undefined);
   } catch (error) {

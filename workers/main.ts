@@ -1,15 +1,19 @@
 /** A worker process: workers and, on a port of their own, metrics and health. */
+import { performance } from 'node:perf_hooks';
 import type { FastifyInstance } from 'fastify';
 import type { App } from '../src/app.js';
-import { createServer } from '../src/http/server.js';
-import { Closer } from '../src/lifecycle.js';
+import { closeServer, createServer } from '../src/http/server.js';
+import { Closer, type Periodic, within } from '../src/lifecycle.js';
 import type { QueueName } from '../src/queues/contract.js';
 import { watchQueueStore } from './queue-watch.js';
-import { startWorkers } from './start.js';
+import { startWorkers, type Workers } from './start.js';
+
+/** The end of the deadline, in which answers under way are sent and everything is closed; a quarter of it where it is short. */
+const CLOSING_MS = 1_000;
 
 export interface Running {
   readonly address: string;
-  /** Drains within the configured time, then closes. */
+  /** Drains and closes within the configured time, whatever is deaf to it then. */
   stop(): Promise<void>;
 }
 
@@ -24,19 +28,29 @@ export async function run(
   const workers = startWorkers(app, names);
   const watch = watchQueueStore(app);
   app.log.info({ address, workers: names, api }, 'service started');
-  return {
-    address,
-    stop: async () => {
-      app.log.info('service stopping');
-      await using closer = new Closer();
-      closer.add('app', app, (one) => one.close());
-      closer.add('server', server, (one) => one.close());
-      closer.add('queue watch', watch, (one) => one.stop());
-      await workers.stop(app.config.shutdownTimeoutMs);
-      await closer.close();
-      app.log.info('service stopped');
-    },
-  };
+  return { address, stop: () => stop(app, { workers, server, watch }) };
+}
+
+interface Parts {
+  readonly workers: Workers;
+  readonly server: FastifyInstance;
+  readonly watch: Periodic;
+}
+
+/** Each part has what is left of the one deadline, less what those behind it need. */
+async function stop(app: App, { workers, server, watch }: Parts): Promise<void> {
+  app.log.info('service stopping');
+  const { shutdownTimeoutMs } = app.config;
+  const end = performance.now() + shutdownTimeoutMs;
+  const closingMs = Math.min(CLOSING_MS, shutdownTimeoutMs / 4);
+  const leftMs = (forOthers: number) => Math.max(0, end - performance.now() - forOthers);
+  const closer = new Closer();
+  closer.add('app', app, (one) => within(leftMs(0), one.close(), undefined));
+  closer.add('server', server, (one) => closeServer(one, leftMs(closingMs / 2)));
+  closer.add('queue watch', watch, (one) => within(leftMs(closingMs), one.stop(), undefined));
+  closer.add('workers', workers, (one) => within(leftMs(closingMs), one.stop(leftMs(closingMs)), undefined));
+  await closer.close();
+  app.log.info('service stopped');
 }
 
 async function listen(server: FastifyInstance, host: string, named: Record<string, number>): Promise<string> {

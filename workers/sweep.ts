@@ -14,6 +14,8 @@ const DAY_MS = 24 * 60 * 60_000;
 const RHYTHM = { everyMs: 5 * 60_000, wholeEveryMs: DAY_MS };
 /** Rounds look back this much further than the one before: a slow transaction commits late. */
 const OVERLAP_MS = 10 * 60_000;
+/** Jobs that are enqueued between two looks at the signal. */
+const BATCH = 100;
 
 export function startSweep(app: App, model: string, { everyMs, wholeEveryMs } = RHYTHM): Periodic {
   const { cleanupDays } = app.config;
@@ -47,8 +49,9 @@ export async function enqueueMissing(app: App, model: string, since: Date, signa
   let count = 0;
   for await (const page of unembeddedSince(app.connection.query, model, since, signal)) {
     const payloads = page.map(({ tenantId, contentHash }): EmbeddingPayload => ({ v: 1, tenantId, contentHash }));
-    await app.queues.enqueue(embeddingQueue, payloads);
-    count += page.length;
+    for (let from = 0; from < payloads.length && !signal?.aborted; from += BATCH) {
+      count += (await app.queues.enqueue(embeddingQueue, payloads.slice(from, from + BATCH))).length;
+    }
   }
   return count;
 }

@@ -1,6 +1,10 @@
 /** The HTTP server: routes, limits, errors. `api: false` serves an operator's routes alone, for a worker process. */
+import { once } from 'node:events';
+import type { ServerResponse } from 'node:http';
+import { performance } from 'node:perf_hooks';
 import fastify, { type FastifyInstance } from 'fastify';
 import type { App } from '../app.js';
+import { within } from '../lifecycle.js';
 import { AccessRules } from './access.js';
 import { cacheRoutes } from './cache.js';
 import { imageRoutes } from './images.js';
@@ -20,7 +24,7 @@ export async function createServer(app: App, { api }: { api: boolean }): Promise
     bodyLimit: BODY_BYTES,
     // A client that takes for ever to send its request holds a socket, not a job.
     requestTimeout: 60_000,
-    // Answers under way are sent; connections that only wait for the next request are not waited for.
+    // Connections that only wait for the next request are not waited for; `closeServer` waits for answers.
     forceCloseConnections: 'idle',
     logger: false,
     requestIdHeader: false,
@@ -31,6 +35,7 @@ export async function createServer(app: App, { api }: { api: boolean }): Promise
   });
   // A form or plain text would pass a browser's cross-origin rules; JSON alone does not.
   server.removeContentTypeParser('text/plain');
+  watchAnswers(server);
   logRequests(server, app.log);
   refuseOtherOrigins(server);
   answerWithProblems(server, app);
@@ -47,4 +52,27 @@ export async function createServer(app: App, { api }: { api: boolean }): Promise
   await pageRoutes(server, access);
   await dashboard(server, app, access);
   return server;
+}
+
+const answers = new WeakMap<FastifyInstance, Set<ServerResponse>>();
+
+/** Which answers are not sent to their end: Node closes a connection as idle once it has been given all that it is to send. */
+function watchAnswers(server: FastifyInstance): void {
+  const underWay = new Set<ServerResponse>();
+  answers.set(server, underWay);
+  server.server.on('request', (_, answer) => {
+    underWay.add(answer);
+    answer.once('close', () => underWay.delete(answer));
+  });
+}
+
+/** Answers under way are sent, for at most `ms`: who does not read his answer, or send his request, is cut off then. */
+export async function closeServer(server: FastifyInstance, ms: number): Promise<void> {
+  const end = performance.now() + ms;
+  const underWay = [...(answers.get(server) ?? [])];
+  await within(ms, Promise.all(underWay.map((answer) => once(answer, 'close'))), undefined);
+  const LATE = Symbol('late');
+  const closing = server.close();
+  if ((await within(Math.max(0, end - performance.now()), closing, LATE)) === LATE) server.server.closeAllConnections();
+  await closing;
 }

@@ -1,9 +1,27 @@
 /** What the sweep does by the clock: `pipeline.test.ts` has what it finds. */
 import { expect, test } from 'vitest';
 import { sha256 } from '../../src/kinds/identity.js';
-import { startSweep } from '../../workers/sweep.js';
+import { enqueueMissing, startSweep } from '../../workers/sweep.js';
 import { until } from '../support/until.js';
 import { createWorld } from '../support/world.js';
+
+test('a sweep that is told to stop enqueues no further batch', async () => {
+  await using world = await createWorld();
+  const app = world.app({});
+  await app.connection.pool.query(
+    `insert into crawl_content_cache (tenant_id, generation, content_hash, raw_key, job_id, stored_at, version, created_at)
+    select 'acme', coalesce(max(generation), 0), encode(sha256(n::text::bytea), 'hex'), 'raw', 'job', now(), 1, now()
+    from generate_series(1, 500) as n, cache_generations where tenant_id in ('acme', '*') group by n`,
+  );
+  const stop = new AbortController();
+  const enqueue = app.queues.enqueue.bind(app.queues);
+  app.queues.enqueue = async (...args) => {
+    stop.abort();
+    return enqueue(...args);
+  };
+  expect(await enqueueMissing(app, 'puppet@1', new Date(0), stop.signal)).toBe(100);
+  expect((await app.queues.counts('embedding')).prioritized).toBe(100);
+});
 
 const WEEK_MS = 7 * 24 * 3_600_000;
 
