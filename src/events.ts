@@ -10,15 +10,17 @@ export type TierOperation = 'read' | 'write' | 'ping' | 'claim' | 'query';
  */
 export type TierErrorReason = 'timeout' | 'connection' | 'refused' | 'unserved' | 'full' | 'corrupt' | 'wrong';
 
-interface JobFields {
+export interface JobFields {
   readonly queue: string;
   readonly jobId: string;
   readonly tenantId: string;
 }
 
-interface CrawlEnd {
-  readonly outcome: 'stored' | 'skipped' | 'rejected';
+/** Of a job that completed: what of its outcome is counted and told. */
+export interface JobEnd {
+  readonly outcome: string;
   readonly reason?: 'url' | 'content' | RejectReason;
+  readonly faces?: number;
 }
 
 const QUIET_MS = 10_000;
@@ -108,19 +110,8 @@ export class Events {
     this.metrics.crawlStage.observe({ stage }, seconds);
   }
 
-  crawled(job: JobFields, url: string, end: CrawlEnd): void {
-    this.metrics.crawlImages.inc({ outcome: end.outcome, reason: end.reason ?? '' });
-    this.log.info({ ...job, url, outcome: end.outcome, reason: end.reason }, 'image crawled');
-  }
-
   embeddingStage(stage: EmbeddingStage, seconds: number): void {
     this.metrics.embeddingStage.observe({ stage }, seconds);
-  }
-
-  embedded(job: JobFields, contentHash: string, end: { outcome: string; faces?: number }): void {
-    this.metrics.embeddingImages.inc({ outcome: end.outcome });
-    if (end.outcome === 'embedded') this.metrics.embeddingFaces.inc(end.faces ?? 0);
-    this.log.info({ ...job, contentHash, outcome: end.outcome, faces: end.faces }, 'image embedded');
   }
 
   jobStarted(queue: string, waitSeconds: number): void {
@@ -130,6 +121,20 @@ export class Events {
   jobRan(queue: string, outcome: string, result: RunResult, seconds: number): void {
     this.metrics.jobDuration.observe({ queue, outcome }, seconds);
     this.metrics.jobAttempts.inc({ queue, result });
+  }
+
+  /** A job is counted once, when the queue has its outcome. */
+  jobCompleted(job: JobFields, image: { url?: string; contentHash?: string }, end: JobEnd): void {
+    const { url, contentHash } = image;
+    const { outcome, reason, faces } = end;
+    if (job.queue === 'crawl') {
+      this.metrics.crawlImages.inc({ outcome, reason: reason ?? '' });
+      this.log.info({ ...job, url, outcome, reason }, 'image crawled');
+    } else {
+      this.metrics.embeddingImages.inc({ outcome });
+      if (outcome === 'embedded') this.metrics.embeddingFaces.inc(faces ?? 0);
+      this.log.info({ ...job, contentHash, outcome, faces }, 'image embedded');
+    }
   }
 
   /** Told by whoever found it, and put the job back to run again: a worker that died tells nothing. */

@@ -71,6 +71,31 @@ export async function within<T, L>(ms: number, promise: Promise<T>, late: L): Pr
 }
 
 /**
+ * Fires with the first of its sources, until it is cleared. Not `AbortSignal.any`: in Node 20 what depends on a signal is
+ * remembered for as long as that lives, and the signal of a shutdown lives as long as the process.
+ */
+export class EitherSignal {
+  readonly #controller = new AbortController();
+  readonly #onAbort = ({ target }: Event) => this.#controller.abort((target as AbortSignal).reason);
+
+  constructor(private readonly sources: readonly AbortSignal[]) {
+    for (const source of sources) {
+      source.addEventListener('abort', this.#onAbort, { once: true });
+      if (source.aborted) this.#controller.abort(source.reason);
+    }
+  }
+
+  get signal(): AbortSignal {
+    return this.#controller.signal;
+  }
+
+  /** To be called when nobody listens any more. */
+  clear(): void {
+    for (const source of this.sources) source.removeEventListener('abort', this.#onAbort);
+  }
+}
+
+/**
  * Runs `round` every `ms` from `start` on, never two at a time, and waits for the one under way when stopped:
  * a round of many steps looks at its signal between them.
  * The timer holds no process open.

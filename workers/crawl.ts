@@ -72,8 +72,6 @@ export async function crawl(job: CrawlPayload, run: Run, tools: CrawlTools): Pro
   });
   // The URL may serve other bytes by now, so that this run did not come to all that a dead one had claimed.
   if (run.deaths > 0) await releaseClaims(step);
-  const fields = { queue: 'crawl', jobId: run.id, tenantId: job.tenantId };
-  tools.events.crawled(fields, job.url, outcome);
   return outcome;
 }
 

@@ -47,13 +47,10 @@ interface Step extends EmbeddingTools, Run {
 export async function embed(job: EmbeddingPayload, run: Run, tools: EmbeddingTools): Promise<EmbeddingOutcome> {
   const step: Step = { ...tools, ...run, job };
   const { tenantId, contentHash } = job;
-  const outcome = await orRejected(
+  return orRejected(
     () => embedImage(step),
     (refusal) => step.records.reject(tenantId, { contentHash }, { ...refusal, jobId: run.jobId }),
   );
-  const fields = { queue: 'embedding', jobId: run.id, tenantId: job.tenantId };
-  tools.events.embedded(fields, job.contentHash, outcome);
-  return outcome;
 }
 
 async function embedImage(step: Step): Promise<EmbeddingOutcome> {

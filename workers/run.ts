@@ -1,6 +1,6 @@
 /**
- * Around every processor: check the payload, time the run, report the outcome, and translate an error into the queue's
- * verb. The only place that knows both our errors and BullMQ's.
+ * Around every processor: check the payload, and translate an error into the queue's verb. The only place that knows both
+ * our errors and BullMQ's; what the queue records of a run is told by `ends.ts`.
  *
  *     payload is malformed          fails at once, unretried, as `invalid-payload`, naming the field
  *     DeferredError                 delayed, no attempt spent
@@ -23,9 +23,11 @@ import {
   TierUnavailableError,
 } from '../src/errors.js';
 import type { Events } from '../src/events.js';
+import { EitherSignal } from '../src/lifecycle.js';
 import { BACKOFF, type QueueContract } from '../src/queues/contract.js';
 import { QueueUnavailableError } from '../src/queues/index.js';
 import { check } from '../src/schema-check.js';
+import { fieldsOf, secondsOf } from './ends.js';
 
 /** What a processor gets besides its payload. */
 export interface Run {
@@ -86,6 +88,8 @@ export type Perform<Payload, Outcome> = (payload: Payload, run: Run) => Promise<
 
 /** The wait after an outage was noticed, in milliseconds; workers do not take jobs meanwhile anyway. */
 const OUTAGE_DELAY_MS = 2_000;
+/** What is deaf to its signal is handed back this long after a shutdown, in milliseconds; what hears it, sooner. */
+const DEAF_MS = 500;
 
 export function processorOf<Payload, Outcome extends { outcome: string }>(
   contract: QueueContract<Payload>,
@@ -96,34 +100,39 @@ export function processorOf<Payload, Outcome extends { outcome: string }>(
   return async (job, token, cancelled) => {
     adoptRetryPolicy(contract, job);
     if (job.attemptsStarted <= 1) events.jobStarted(contract.name, Math.max(0, (Date.now() - job.timestamp) / 1000));
-    const signal = cancelled ? AbortSignal.any([shutdown, cancelled]) : shutdown;
-    const started = performance.now();
-    const seconds = () => (performance.now() - started) / 1000;
+    const stop = new EitherSignal([shutdown, ...(cancelled ? [cancelled] : [])]);
     try {
-      const payload = checked(contract, job);
-      const outcome = await perform(payload, runOf(job, signal));
-      events.jobRan(contract.name, outcome.outcome, 'completed', seconds());
-      return outcome;
+      return await unlessDeaf(shutdown, perform(checked(contract, job), runOf(job, stop.signal)));
     } catch (error) {
       const delayMs = handBackDelay(error, shutdown);
-      if (delayMs !== null) {
-        events.jobRan(contract.name, 'none', error instanceof DeferredError ? 'deferred' : 'handed_back', seconds());
+      if (delayMs === null) throw isFinal(error) ? unrecoverable(error as Error) : error;
+      if (await handedBack(job, token, delayMs)) {
+        const result = error instanceof DeferredError ? 'deferred' : 'handed_back';
+        events.jobRan(contract.name, 'none', result, secondsOf(job));
         events.jobHandedBack(fieldsOf(job), String(error), delayMs);
-        await handBack(job, token, delayMs);
-        if (error instanceof DeferredError) await error.settled().catch(() => undefined);
-        throw new DelayedError();
       }
-      const willRetry = cancelled?.aborted || retries(job, error);
-      events.jobRan(contract.name, 'none', willRetry ? 'retried' : 'failed', seconds());
-      events.jobFailed(fieldsOf(job), error, willRetry);
-      throw isFinal(error) ? new UnrecoverableError((error as Error).message) : error;
+      if (error instanceof DeferredError) await error.settled().catch(() => undefined);
+      throw new DelayedError();
+    } finally {
+      stop.clear();
     }
   };
 }
 
-/** Whether the queue will run the job again. Not asked of a run that was cancelled: another worker has its job by now. */
-function retries(job: Job, error: unknown): boolean {
-  return !isFinal(error) && job.attemptsMade + 1 < (job.opts.attempts ?? 1);
+/** The end of `work`, or the reason of the shutdown where it is deaf to it; what comes of it later, nobody hears. */
+function unlessDeaf<T>(shutdown: AbortSignal, work: Promise<T>): Promise<T> {
+  return new Promise((resolve, reject) => {
+    let timer: NodeJS.Timeout | undefined;
+    const giveUp = () => {
+      timer = setTimeout(() => reject(shutdown.reason), DEAF_MS);
+    };
+    shutdown.addEventListener('abort', giveUp, { once: true });
+    if (shutdown.aborted) giveUp();
+    work.then(resolve, reject).finally(() => {
+      clearTimeout(timer);
+      shutdown.removeEventListener('abort', giveUp);
+    });
+  });
 }
 
 /** Whether no further attempt would help. */
@@ -132,8 +141,9 @@ function isFinal(error: unknown): boolean {
   return error instanceof RetryableError && error.isFinal;
 }
 
-function fieldsOf(job: Job): { queue: string; jobId: string; tenantId: string } {
-  return { queue: job.queueName, jobId: String(job.id), tenantId: String(job.data?.tenantId) };
+/** BullMQ tells by the class that it should not try again. */
+function unrecoverable(cause: Error): UnrecoverableError {
+  return Object.assign(new UnrecoverableError(cause.message), { cause });
 }
 
 function runOf(job: Job, signal: AbortSignal): Run {
@@ -180,7 +190,10 @@ function handBackDelay(error: unknown, shutdown: AbortSignal): number | null {
   return null;
 }
 
-async function handBack(job: Job, token: string | undefined, delayMs: number): Promise<void> {
-  // Where the queue's store is away too, the job stays with a lock that ends: it runs again then, as after a crash.
-  await job.moveToDelayed(Date.now() + delayMs, token).catch(() => undefined);
+/** Where the queue's store is away too, the job stays with a lock that ends: it runs again then, as after a crash. */
+function handedBack(job: Job, token: string | undefined, delayMs: number): Promise<boolean> {
+  return job.moveToDelayed(Date.now() + delayMs, token).then(
+    () => true,
+    () => false,
+  );
 }

@@ -6,6 +6,7 @@ import type { FaceEngine } from '../src/faces/engine.js';
 import { Closer, within } from '../src/lifecycle.js';
 import type { QueueName } from '../src/queues/contract.js';
 import { Alone, DEATHS_BEFORE_ALONE } from './alone.js';
+import { tellEnds } from './ends.js';
 import { workOf } from './jobs.js';
 import { processorOf } from './run.js';
 import { startSweep } from './sweep.js';
@@ -31,7 +32,7 @@ export function startWorkers(app: App, names: readonly QueueName[]): Workers {
       app.events,
       shutdown.signal,
     );
-    return app.backend.worker(name, processor, concurrencyOf(name, app));
+    return tellEnds(app.backend.worker(name, processor, concurrencyOf(name, app)), app.events);
   });
   if (names.includes('embedding')) {
     closer.add('sweep', startSweep(app, engine.models.embedding), (one) => one.stop());

@@ -3,6 +3,7 @@ import type { Worker } from 'bullmq';
 import type { App } from '../../src/app.js';
 import { type CrawlPayload, crawlQueue } from '../../src/queues/crawl.js';
 import type { JobView } from '../../src/queues/index.js';
+import { tellEnds } from '../../workers/ends.js';
 import { type Perform, processorOf } from '../../workers/run.js';
 import { until } from './until.js';
 
@@ -17,7 +18,8 @@ export interface WorkOptions {
 /** A crawl worker that does `work`, with all of the service's own behaviour around it; closed with the app. */
 export function startWork(app: App, work: CrawlWork, { concurrency = 1, shutdown }: WorkOptions = {}): Worker {
   const signal = shutdown ?? new AbortController().signal;
-  const worker = app.backend.worker('crawl', processorOf(crawlQueue, work, app.events, signal), concurrency);
+  const processor = processorOf(crawlQueue, work, app.events, signal);
+  const worker = tellEnds(app.backend.worker('crawl', processor, concurrency), app.events);
   app.closer.add('worker', worker, (one) => one.close(true));
   worker.run().catch((error: unknown) => app.events.queueError(worker.name, error));
   return worker;

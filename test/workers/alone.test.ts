@@ -151,7 +151,7 @@ describe.each(['redis', 'postgres'] as const)('a job under which two workers die
     await died('crawl', id);
     workers = startWorkers(app, ['crawl']);
     await until('its request', () => site.countOf('/hang.png') === 1, CHILD_MS);
-    await workers.stop(100);
+    await workers.stop(4_000);
     expect(await app.queues.job('crawl', id)).toMatchObject({ attempts: 0 });
     expect((await app.queues.counts('crawl')).active).toBe(0);
     expect((await app.queues.get('crawl').getJob(id))?.progress).not.toHaveProperty('childDeaths');

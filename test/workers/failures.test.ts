@@ -6,10 +6,11 @@ import { DeferredError, RejectedError, RetryableError } from '../../src/errors.j
 import { crawlQueue } from '../../src/queues/crawl.js';
 import { embeddingQueue } from '../../src/queues/embedding.js';
 import { listFailed } from '../../src/queues/failed.js';
+import { tellEnds } from '../../workers/ends.js';
 import { processorOf } from '../../workers/run.js';
 import { type CrawlWork, image, startWork, untilState } from '../support/queue-work.js';
 import { until } from '../support/until.js';
-import { createWorld, type World } from '../support/world.js';
+import { createWorld, redisClient, type World } from '../support/world.js';
 
 const DONE = { outcome: 'stored' };
 const HASH = 'cd'.repeat(32);
@@ -41,6 +42,19 @@ const throwing = (error: unknown): CrawlWork => {
     throw error;
   };
 };
+
+/** Takes from its worker, at the first call, the lock of the only job. */
+function losingLock(app: App): () => Promise<void> {
+  let lost = false;
+  return async () => {
+    if (lost) return;
+    lost = true;
+    const [job] = await app.queues.get('crawl').getActive();
+    const redis = redisClient(world);
+    expect(await redis.del(`${app.overrides.queueNamespace}:crawl:${job?.id}:lock`)).toBe(1);
+    redis.disconnect();
+  };
+}
 
 describe('a crawl job that fails for good is counted once', () => {
   test.each<[string, unknown]>([
@@ -92,14 +106,17 @@ describe('a crawl job that fails for good is counted once', () => {
 
   test('and not by a worker that has lost it: another one decides', async () => {
     const app = freshApp();
+    const unlock = losingLock(app);
+    startWork(app, async () => {
+      await unlock();
+      throw new RetryableError('timeout', 'no answer');
+    });
     const { id } = await app.queues.get('crawl').add('crawl', image(1), { attempts: 1 });
-    const job = await app.queues.get('crawl').getJob(String(id));
-    const lost = AbortSignal.abort(new Error('the lock was lost'));
-    const never = new AbortController().signal;
-    const processor = processorOf(crawlQueue, throwing(new RetryableError('timeout', 'no answer')), app.events, never);
-    if (!job) throw new Error('the job is gone');
-    await expect(processor(job, 'token', lost)).rejects.toThrow('timeout: no answer');
-    expect(await counted(app)).toEqual({});
+    await untilState(app, String(id), 'failed');
+    await until('it to be counted', async () => (await counted(app)).timeout);
+    expect(await counted(app)).toEqual({ timeout: 1 });
+    const said = world.logs.filter((line) => line.msg === 'job failed' && line.jobId === id);
+    expect(said.filter((line) => line.reason === 'timeout')).toHaveLength(1);
   });
 
   test('again where it is retried by hand, and fails again', async () => {
@@ -112,6 +129,24 @@ describe('a crawl job that fails for good is counted once', () => {
   });
 });
 
+test('an outcome is counted once, however many runs came to it: the queue took one', async () => {
+  const app = freshApp();
+  const unlock = losingLock(app);
+  startWork(app, async () => {
+    await unlock();
+    return DONE;
+  });
+  const [id] = await app.queues.enqueue(crawlQueue, [image(1)]);
+  await untilState(app, String(id), 'completed');
+  const ends = async () => (await app.metrics.crawlImages.get()).values;
+  await until('it to be counted', async () => (await ends()).length > 0);
+  expect(await ends()).toEqual([{ labels: { outcome: 'stored', reason: '' }, value: 1 }]);
+  const { values } = await app.metrics.jobAttempts.get();
+  const results = values.map(({ labels, value }) => [labels.result, value]);
+  expect(results).toEqual(expect.arrayContaining([['completed', 1]]));
+  expect(world.logs.filter((line) => line.msg === 'image crawled' && line.jobId === id)).toHaveLength(1);
+});
+
 test('an embedding job that fails for good is counted once, as failed', async () => {
   const app = freshApp();
   let runs = 0;
@@ -120,7 +155,8 @@ test('an embedding job that fails for good is counted once, as failed', async ()
     throw new RetryableError('engine', 'the face engine failed');
   };
   const never = new AbortController().signal;
-  const worker = app.backend.worker('embedding', processorOf(embeddingQueue, perform, app.events, never), 1);
+  const processor = processorOf(embeddingQueue, perform, app.events, never);
+  const worker = tellEnds(app.backend.worker('embedding', processor, 1), app.events);
   app.closer.add('worker', worker, (one) => one.close(true));
   worker.run().catch(() => undefined);
   const [id] = await app.queues.enqueue(embeddingQueue, [{ v: 1, tenantId: 'acme', contentHash: HASH }]);

@@ -1,4 +1,5 @@
 /** Around every processor: what each end of a run becomes, in the queue, in the metrics and in the log. */
+import { getEventListeners } from 'node:events';
 import { DelayedError, type Job, UnrecoverableError } from 'bullmq';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { App } from '../../src/app.js';
@@ -151,6 +152,26 @@ describe('an end of a run becomes', () => {
     expect(await attempts(app)).toEqual({ handed_back: 1 });
   });
 
+  test('the same where the work is deaf to its signal, and another worker runs it', async () => {
+    const app = freshApp();
+    const shutdown = new AbortController();
+    const entered = gate();
+    const id = await enqueueOne(app);
+    const deaf: CrawlWork = () => {
+      entered.open();
+      return new Promise(() => undefined);
+    };
+    const worker = startWork(app, deaf, { shutdown: shutdown.signal });
+    await entered.opened;
+    const closing = worker.close();
+    shutdown.abort(new Error('the process shuts down'));
+    await closing;
+    expect(await app.queues.job('crawl', id)).toMatchObject({ attempts: 0, error: null });
+    expect(await attempts(app)).toEqual({ handed_back: 1 });
+    startWork(app, async (_, { deaths }) => ({ ...DONE, deaths }));
+    expect(await untilState(app, id, 'completed')).toMatchObject({ attempts: 1, outcome: { ...DONE, deaths: 0 } });
+  });
+
   test('DelayedError to the queue also where the store cannot take the job back: its lock ends by itself', async () => {
     const app = freshApp();
     const job = await storedJob(app);
@@ -211,6 +232,18 @@ describe('a run', () => {
     });
     await untilState(app, await enqueueOne(app), 'completed');
     expect(signal?.aborted).toBe(false);
+  });
+
+  test('leaves nothing at the signal of the shutdown, which lives as long as the process', async () => {
+    const app = freshApp();
+    const { signal } = new AbortController();
+    startWork(app, async () => DONE, { shutdown: signal });
+    await untilState(app, await enqueueOne(app), 'completed');
+    await until('nobody to listen', () => getEventListeners(signal, 'abort').length === 0);
+    // What `AbortSignal.any` would have made of it.
+    const dependants = Object.getOwnPropertySymbols(signal).filter((one) => one.description === 'kDependantSignals');
+    const sets = dependants.map((one) => (signal as unknown as Record<symbol, Set<unknown> | undefined>)[one]);
+    expect(sets.map((set) => set?.size ?? 0).filter((size) => size > 0)).toEqual([]);
   });
 
   test('has its wait counted once per job, from enqueuing to the first run', async () => {
