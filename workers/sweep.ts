@@ -1,9 +1,11 @@
 /**
  * What crashes leave behind and time makes old, at start and every 5 minutes: enqueues embeddings that are missing,
- * forgets claims of long ago, removes drafts of objects, deletes what was invalidated. Once a day it looks through all
- * images, since a queue can lose jobs of long ago, and deletes what is too old, where that is asked for.
+ * forgets claims of long ago, removes drafts of objects, deletes what was invalidated. Rounds look at what is new, and at
+ * all images once a day and whenever the queue's Redis began anew: it may have lost jobs of any age. Once a day what is too
+ * old is deleted, where that is asked for.
  */
 import type { App } from '../src/app.js';
+import type { Query } from '../src/cache/query.js';
 import { unembeddedSince } from '../src/cache/unembedded.js';
 import { TierUnavailableError } from '../src/errors.js';
 import { Periodic } from '../src/lifecycle.js';
@@ -21,27 +23,44 @@ export function startSweep(app: App, model: string, { everyMs, wholeEveryMs } = 
   const { cleanupDays } = app.config;
   let coveredUntil = 0;
   let wholeAt = Number.NEGATIVE_INFINITY;
+  let sweptRun: string | null = null;
   const round = async (signal: AbortSignal) => {
     try {
-      const started = Date.now();
-      const isWhole = started - wholeAt >= wholeEveryMs;
+      // Images have their times of PostgreSQL's clock.
+      const started = await now(app.connection.query);
+      const isDaily = started - wholeAt >= wholeEveryMs;
+      const queueRun = await runOfQueue(app);
+      const mayHaveLost = queueRun !== null && queueRun !== sweptRun;
       // What was forgotten on purpose is not to be embedded again.
       const oldest = cleanupDays === null ? 0 : started - cleanupDays * DAY_MS;
-      const since = new Date(isWhole ? oldest : coveredUntil - OVERLAP_MS);
+      const since = new Date(isDaily || mayHaveLost ? oldest : coveredUntil - OVERLAP_MS);
       app.events.swept(await enqueueMissing(app, model, since, signal));
       await app.claims.forgetExpired();
       await app.objects.tidy();
       app.connection.invalidation.purge();
-      if (cleanupDays !== null && isWhole) app.events.cleaned(await app.connection.cleanup(cleanupDays, signal));
+      if (cleanupDays !== null && isDaily) app.events.cleaned(await app.connection.cleanup(cleanupDays, signal));
       if (signal.aborted) return;
       coveredUntil = started;
-      if (isWhole) wholeAt = started;
+      if (isDaily) wholeAt = started;
+      if (mayHaveLost) sweptRun = queueRun;
     } catch (error) {
       // An outage is reported by the guard, and the next round covers what this one did not.
       if (!(error instanceof TierUnavailableError)) app.events.troubled('sweep', error);
     }
   };
   return new Periodic(everyMs, round).start();
+}
+
+/** Milliseconds since the epoch by PostgreSQL's clock. */
+async function now(query: Query): Promise<number> {
+  const { rows } = await query<{ ms: number }>({ text: 'select extract(epoch from now())::float8 * 1000 as ms' });
+  return rows[0]?.ms ?? 0;
+}
+
+/** Names the run of the queue's Redis; `null` where it cannot be asked, or the queue is in PostgreSQL, which loses nothing. */
+async function runOfQueue({ connection: { journal } }: App): Promise<string | null> {
+  const facts = await journal?.facts().catch(() => null);
+  return facts?.runId ?? null;
 }
 
 /** @returns how many embedding jobs were asked for; those that wait already are not doubled. */

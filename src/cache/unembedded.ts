@@ -1,4 +1,5 @@
 /** Which recorded images have no embedding of a model yet, and no reason why not: what a crash can leave behind. */
+import type { RejectReason } from '../errors.js';
 import type { Query } from './query.js';
 
 export interface Unembedded {
@@ -12,6 +13,8 @@ interface Row extends Unembedded {
 }
 
 const PAGE = 1_000;
+/** Of a job that came before its image did: it is no reason any more. */
+const UNKNOWN: RejectReason = 'unknown-image';
 
 // A page of images first, and then which of them lack something: every query is bounded by its work and not by what it
 // finds, however large the table is and however few are missing. What the library recorded (no job) lies in a store of
@@ -30,7 +33,7 @@ const NEXT = {
       and not exists (
         select from rejection_cache as refusal
         where refusal.tenant_id = page.tenant_id and refusal.generation = page.generation
-          and refusal.subject_hash = page.content_hash
+          and refusal.subject_hash = page.content_hash and refusal.reason <> '${UNKNOWN}'
           and refusal.expires_at > now())
       and generation >= (select max(g.generation) from cache_generations as g where g.tenant_id in (page.tenant_id, '*'))
       and job_id is not null as missing

@@ -107,6 +107,13 @@ test('an image that was refused for good is left out until the refusal ends', as
   expect(new Set(await found())).toEqual(new Set([image('tenant', 'forgiven'), image('tenant', 'fine')]));
 });
 
+test('an image that was unknown to an earlier job is given: by now it is known', async () => {
+  await record('tenant', ['late']);
+  const refusal = { reason: 'unknown-image', detail: 'no such image', jobId: null } as const;
+  await cache.records.reject('tenant', { contentHash: sha256('late') }, refusal);
+  expect(await found()).toEqual([image('tenant', 'late')]);
+});
+
 test('an image of a tenant that was invalidated since is left out, until it is recorded again', async () => {
   await record('invalidated', ['image']);
   await record('tenant', ['image']);
