@@ -14,6 +14,7 @@ export interface Assignment {
   readonly id: string;
   readonly jobId: string;
   readonly deaths: number;
+  readonly isRepeat: boolean;
   readonly isLast: boolean;
   readonly remembered: Readonly<Record<string, unknown>>;
 }

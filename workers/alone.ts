@@ -12,7 +12,10 @@ import type { QueueName } from '../src/queues/contract.js';
 import { fromWire, type ToChild, type ToParent, toWire } from './alone-wire.js';
 import type { Run } from './run.js';
 
-/** A job whose worker died this often runs alone. */
+/**
+ * A job whose worker died this often runs alone. BullMQ counts runs whose lock ended: an outage of the queue's store may be
+ * among them, and then a job runs alone for nothing, which costs it a second of starting.
+ */
 export const DEATHS_BEFORE_ALONE = 2;
 const DEATHS_OF_POISON = 3;
 /** Between two tries: what killed the child (memory that was short, say) may pass. */
@@ -27,8 +30,14 @@ export class Alone {
 
   constructor(private readonly app: App) {}
 
-  /** Runs the job as the worker itself would. @throws what the job throws; `PoisonError` */
+  /**
+   * Runs the job as the worker itself would, one at a time: a crowd of processes could use up the memory of the machine, and
+   * would die for that.
+   *
+   * @throws what the job throws; `PoisonError`; `DeferredError` where another one runs
+   */
   async run(queue: QueueName, payload: unknown, run: Run): Promise<Outcome> {
+    if (this.#children.size > 0) throw new DeferredError(NEXT_TRY_MS, 'another job runs alone');
     const deaths = typeof run.remembered.childDeaths === 'number' ? run.remembered.childDeaths : 0;
     try {
       return await this.#inChild(queue, payload, run);
@@ -79,7 +88,7 @@ export class Alone {
         this.#children.delete(child);
         run.signal.removeEventListener('abort', stop);
         const how = signal ?? `exit code ${code}`;
-        reject(ready ? new ChildDiedError(how) : new Error(`the process that runs a job alone did not start (${how})`));
+        reject(ready ? new ChildDiedError(how) : notStarted(how, signal !== null));
       });
     });
   }
@@ -94,14 +103,15 @@ export class Alone {
     return child;
   }
 
-  #assignment(queue: QueueName, payload: unknown, { id, jobId, deaths, isLast, remembered }: Run) {
+  #assignment(queue: QueueName, payload: unknown, { id, jobId, deaths, isRepeat, isLast, remembered }: Run) {
     const { cachePrefix, queueNamespace, retryBaseMs } = this.app.overrides;
     const names = {
       ...(cachePrefix === undefined ? {} : { cachePrefix }),
       ...(queueNamespace === undefined ? {} : { queueNamespace }),
       ...(retryBaseMs === undefined ? {} : { retryBaseMs }),
     };
-    return { env: this.app.config.env, overrides: names, queue, payload, id, jobId, deaths, isLast, remembered };
+    const facts = { id, jobId, deaths, isRepeat, isLast, remembered };
+    return { env: this.app.config.env, overrides: names, queue, payload, ...facts };
   }
 
   /** In the child's name: its own counters are scraped by nobody. */
@@ -120,6 +130,12 @@ export class Alone {
     };
     return new DeferredError(error.delayMs, error.message, settled);
   }
+}
+
+/** Who was killed while it loaded knows nothing of its job: the job spends no attempt. */
+function notStarted(how: string, isKilled: boolean): Error {
+  const what = `the process that runs a job alone did not start (${how})`;
+  return isKilled ? new DeferredError(NEXT_TRY_MS, what) : new Error(what);
 }
 
 class ChildDiedError extends Error {

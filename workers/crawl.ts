@@ -71,7 +71,7 @@ export async function crawl(job: CrawlPayload, run: Run, tools: CrawlTools): Pro
     throw error;
   });
   // The URL may serve other bytes by now, so that this run did not come to all that a dead one had claimed.
-  if (run.deaths > 0) await releaseClaims(step);
+  if (run.deaths > 0 && !run.signal.aborted) await releaseClaims(step);
   return outcome;
 }
 
@@ -178,13 +178,21 @@ async function unchanged(step: Step, { record: known, ...read }: Stale): Promise
   return { outcome: 'skipped', reason: 'url', contentHash, rawKey };
 }
 
-/** The record that an earlier run of this very job wrote before it was cut short: the job stored it, and says so. */
+/**
+ * The record that an earlier run of this very job wrote before it was cut short: the job stored it, and says so. Somebody
+ * else may have written the URL's record since; the content's names who stored it.
+ */
 async function ownRecord(step: Step, { record }: UrlFacts): Promise<CrawlOutcome | null> {
-  if (record?.jobId !== step.jobId) return null;
+  const isOwn = record?.jobId === step.jobId;
+  if (!record || !(isOwn || step.isRepeat)) return null;
+  const { contentHash, rawKey } = record;
+  const content = await step.records.content(step.job.tenantId, contentHash);
+  const hasStored = content?.jobId === step.jobId;
+  if (!isOwn && !hasStored) return null;
   await releaseClaims(step);
-  const content = await step.records.content(step.job.tenantId, record.contentHash);
-  if (content?.jobId === step.jobId) return stored(step, record.contentHash, content);
-  return { outcome: 'skipped', reason: 'content', contentHash: record.contentHash, rawKey: record.rawKey };
+  return hasStored
+    ? stored(step, contentHash, content)
+    : { outcome: 'skipped', reason: 'content', contentHash, rawKey };
 }
 
 /** `null` where the origin says that what is known is still the same. */

@@ -41,6 +41,8 @@ export interface Run {
   remember(fact: Readonly<Record<string, unknown>>): Promise<void>;
   /** How often a worker died under this job, whoever killed it. */
   readonly deaths: number;
+  /** Whether an earlier run of the job began, which may have come to anything before it was cut short. */
+  readonly isRepeat: boolean;
   /** Whether a failure of this run is the job's end. */
   readonly isLast: boolean;
   /** Fires when the work should stop: the process shuts down, or the job was cancelled or lost its lock. */
@@ -153,6 +155,7 @@ function runOf(job: Job, signal: AbortSignal): Run {
   return {
     id: String(job.id),
     jobId: identityOf(job),
+    isRepeat: job.attemptsStarted > 1,
     isLast: job.attemptsMade + 1 >= (job.opts.attempts ?? 1),
     deaths: job.stalledCounter,
     remembered,

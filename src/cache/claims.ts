@@ -15,7 +15,9 @@ export interface Claim {
   readonly holder: string;
 }
 
-type Taken = { readonly taken: true } | { readonly taken: false; readonly heldForMs: number };
+type Taken =
+  /** `since` tells this taking from a later one of the same job. */
+  { readonly taken: true; readonly since: string } | { readonly taken: false; readonly heldForMs: number };
 
 const TAKE = {
   name: 'claim_take',
@@ -25,16 +27,18 @@ const TAKE = {
       on conflict (tenant_id, subject) do update
         set holder = excluded.holder, claimed_at = excluded.claimed_at, expires_at = excluded.expires_at
         where claims.holder = excluded.holder or claims.expires_at <= now()
-      returning 1
+      returning claimed_at
     )
-    select exists (select from won) as taken,
+    select (select claimed_at::text from won) as since,
       (select extract(epoch from now() - claimed_at)::float8 * 1000
          from claims where tenant_id = $1 and subject = $2) as held_for_ms`,
 };
 
+// A run that lost its job without knowing does not give back what the job's next run has taken.
 const RELEASE = {
   name: 'claim_release',
-  text: 'delete from claims where tenant_id = $1 and subject = $2 and holder = $3',
+  text: `delete from claims
+    where tenant_id = $1 and subject = $2 and holder = $3 and claimed_at = $4::timestamptz`,
 };
 
 const RELEASE_ALL = {
@@ -58,7 +62,7 @@ export class Claims {
       return await work();
     } finally {
       // A claim that could not be given back holds nobody up for longer than its lease, and its own job not at all.
-      await this.release(claim).catch(() => undefined);
+      await this.release(claim, answer.since).catch(() => undefined);
     }
   }
 
@@ -69,14 +73,17 @@ export class Claims {
    */
   async take({ tenantId, subject, holder }: Claim, leaseMs: number): Promise<Taken> {
     const values = [tenantId, subject, holder, leaseMs];
-    const { rows } = await this.query<{ taken: boolean; held_for_ms: number | null }>({ ...TAKE, values }, 'claim');
-    const [row] = rows;
-    return row?.taken ? { taken: true } : { taken: false, heldForMs: row?.held_for_ms ?? 0 };
+    const { rows } = await this.query<{ since: string | null; held_for_ms: number | null }>(
+      { ...TAKE, values },
+      'claim',
+    );
+    const { since = null, held_for_ms: heldForMs = null } = rows[0] ?? {};
+    return since === null ? { taken: false, heldForMs: heldForMs ?? 0 } : { taken: true, since };
   }
 
-  /** Gives the claim back; nothing happens where another holder has it by now. */
-  async release({ tenantId, subject, holder }: Claim): Promise<void> {
-    await this.query({ ...RELEASE, values: [tenantId, subject, holder] }, 'claim');
+  /** Gives back what was taken; nothing happens where another holder, or a later run of the same, has it by now. */
+  async release({ tenantId, subject, holder }: Claim, since: string): Promise<void> {
+    await this.query({ ...RELEASE, values: [tenantId, subject, holder, since] }, 'claim');
   }
 
   /** Gives back whatever the holder has: also what it no longer knows of. */

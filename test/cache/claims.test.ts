@@ -64,7 +64,7 @@ test('the loser learns how long the winner has held it', async () => {
 test('a job that comes again re-enters its own claim, which is then held for longer', async () => {
   const tenantId = freshTenant();
   await claims.take(claimOf('job', { tenantId }), 1_000);
-  expect(await claims.take(claimOf('job', { tenantId }), LONG)).toEqual({ taken: true });
+  expect(await claims.take(claimOf('job', { tenantId }), LONG)).toMatchObject({ taken: true });
   const { rows } = await cache.connection.pool.query(
     "select expires_at > now() + interval '5 minutes' as long from claims where tenant_id = $1",
     [tenantId],
@@ -88,21 +88,36 @@ test('a claim whose lease has ended is taken over, by one of many', async () => 
   expect(await claims.take(claimOf('gone', { tenantId }), LONG)).toMatchObject({ taken: false });
 });
 
-test('only its holder releases a claim', async () => {
+test('only its holder releases a claim, and of its runs the one that took it last', async () => {
   const tenantId = freshTenant();
-  await claims.take(claimOf('holder', { tenantId }), LONG);
-  await claims.release(claimOf('somebody', { tenantId }));
-  expect(await holderOf(claimOf('', { tenantId }))).toBe('holder');
-  await claims.release(claimOf('holder', { tenantId }));
-  expect(await holderOf(claimOf('', { tenantId }))).toBeUndefined();
-  await claims.release(claimOf('holder', { tenantId }));
+  const claim = claimOf('holder', { tenantId });
+  const lost = await sinceOf(claim);
+  const since = await sinceOf(claim);
+  await claims.release(claimOf('somebody', { tenantId }), since);
+  await claims.release(claim, lost);
+  expect(await holderOf(claim)).toBe('holder');
+  await claims.release(claim, since);
+  expect(await holderOf(claim)).toBeUndefined();
+  await claims.release(claim, since);
+});
+
+async function sinceOf(claim: Claim): Promise<string> {
+  const answer = await claims.take(claim, LONG);
+  if (!answer.taken) throw new Error('it is claimed');
+  return answer.since;
+}
+
+test('a run that has lost its job gives back nothing that the next run has taken', async () => {
+  const claim = claimOf('job', { tenantId: freshTenant() });
+  await claims.hold(claim, LONG, () => claims.take(claim, LONG));
+  expect(await holderOf(claim)).toBe('job');
 });
 
 test('other tenants and other subjects are free', async () => {
   const tenantId = freshTenant();
   await claims.take(claimOf('first', { tenantId }), LONG);
-  expect(await claims.take(claimOf('second', { tenantId: `${tenantId}.` }), LONG)).toEqual({ taken: true });
-  expect(await claims.take(claimOf('second', { tenantId, subject: 'url:2' }), LONG)).toEqual({ taken: true });
+  expect(await claims.take(claimOf('second', { tenantId: `${tenantId}.` }), LONG)).toMatchObject({ taken: true });
+  expect(await claims.take(claimOf('second', { tenantId, subject: 'url:2' }), LONG)).toMatchObject({ taken: true });
 });
 
 test('the claim is held while the work runs, and free when it is done', async () => {

@@ -1,4 +1,8 @@
 /** Jobs under which workers died: they run alone, in a real process of their own. */
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { pathToFileURL } from 'node:url';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import type { App, Overrides } from '../../src/app.js';
 import { sha256 } from '../../src/kinds/identity.js';
@@ -18,6 +22,8 @@ import { createWorld, redisClient, type World } from '../support/world.js';
 /** With an engine of its own, and dead as soon as it is to store `POISON`. */
 const CHILD = new URL('../../dist/test/chaos/alone-child.js', import.meta.url);
 const CHILD_MS = 60_000;
+/** One after the other, on a busy machine. */
+const SIX_CHILDREN = { timeout: 3 * CHILD_MS };
 
 describe.each(['redis', 'postgres'] as const)('a job under which two workers died, queues on %s', (backend) => {
   let world: World;
@@ -38,8 +44,8 @@ describe.each(['redis', 'postgres'] as const)('a job under which two workers die
     await world[Symbol.asyncDispose]();
   });
 
-  function open(overrides: Overrides = {}): App {
-    const env = { QUEUE_BACKEND: backend, FETCH_ALLOW: '127.0.0.1/32:*' };
+  function open(overrides: Overrides = {}, more: Record<string, string> = {}): App {
+    const env = { QUEUE_BACKEND: backend, FETCH_ALLOW: '127.0.0.1/32:*', ...more };
     return world.app(env, { engine: new PuppetEngine(), aloneIn: CHILD, retryBaseMs: 50, ...overrides });
   }
 
@@ -88,7 +94,7 @@ describe.each(['redis', 'postgres'] as const)('a job under which two workers die
     expect(values[0]?.value).toBe(body.length);
   });
 
-  test('that kills its process is poison at the third time; its neighbours go on', async () => {
+  test('that kills its process is poison at the third time; its neighbours go on', SIX_CHILDREN, async () => {
     const id = await enqueue(await poison());
     await died('crawl', id);
     workers = startWorkers(app, ['crawl']);
@@ -111,6 +117,32 @@ describe.each(['redis', 'postgres'] as const)('a job under which two workers die
     await until('it to be tried again', () => site.countOf('/poison.png') > 3);
     await untilState(app, id, 'failed');
     expect(site.countOf('/poison.png')).toBe(6);
+  });
+
+  test('waits, without an attempt, while another one runs alone', async () => {
+    app = open({}, { FETCH_TIMEOUT_MS: '8000' });
+    const first = await enqueue(site.behave('/hang.png', 'hang'));
+    const second = await enqueue(site.put('/fine.png', { body: await noiseImage(20, 20), type: 'image/png' }));
+    for (const id of [first, second]) await died('crawl', id);
+    workers = startWorkers(app, ['crawl']);
+    await until('one to be put off', async () => (await counted('jobAttempts', { result: 'deferred' })) > 0, CHILD_MS);
+    expect(site.countOf('/fine.png')).toBe(0);
+    expect(await ended(app, 'crawl', second, CHILD_MS)).toMatchObject({ state: 'completed', attempts: 1 });
+  });
+
+  test('spends no attempt where its process is killed before it has begun', async () => {
+    const folder = await mkdtemp(join(tmpdir(), 'hc-test-'));
+    const killed = join(folder, 'killed.mjs');
+    await writeFile(killed, "process.kill(process.pid, 'SIGKILL');");
+    const id = await enqueue(site.put('/early.png', { body: await noiseImage(20, 20), type: 'image/png' }));
+    await died('crawl', id);
+    app = open({ aloneIn: pathToFileURL(killed) });
+    workers = startWorkers(app, ['crawl']);
+    await until('it to be put off', async () => (await counted('jobAttempts', { result: 'deferred' })) > 0, CHILD_MS);
+    await workers.stop(4_000);
+    expect(await app.queues.job('crawl', id)).toMatchObject({ attempts: 0 });
+    expect((await app.queues.get('crawl').getJob(id))?.progress).not.toHaveProperty('childDeaths');
+    await rm(folder, { recursive: true });
   });
 
   test('once is done as ever', async () => {
@@ -138,11 +170,12 @@ describe.each(['redis', 'postgres'] as const)('a job under which two workers die
     const id = await enqueue(url);
     await died('crawl', id);
     const other = { tenantId: 'acme', subject: `url:${sha256(url)}`, holder: 'another' };
-    expect(await app.claims.take(other, 60_000)).toMatchObject({ taken: true });
+    const taken = await app.claims.take(other, 60_000);
+    if (!taken.taken) throw new Error('it is claimed');
     workers = startWorkers(app, ['crawl']);
     await until('it to be put off', async () => (await counted('jobAttempts', { result: 'deferred' })) > 0, CHILD_MS);
     expect(site.countOf('/claimed.png')).toBe(0);
-    await app.claims.release(other);
+    await app.claims.release(other, taken.since);
     expect(await ended(app, 'crawl', id, CHILD_MS)).toMatchObject({ state: 'completed', attempts: 1 });
   });
 

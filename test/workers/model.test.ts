@@ -34,7 +34,8 @@ interface Job {
   readonly tenant: string;
   readonly url: number;
   readonly force: boolean;
-  /** How often it died. */
+  /** How often it ran before, and died. */
+  runs: number;
   deaths: number;
   /** As the queue keeps it for the next run. */
   remembered: Record<string, unknown>;
@@ -74,7 +75,7 @@ class Model {
 
   #crawl(tenant: TenantModel, job: Job, dieAt: Step | null): End {
     const known = tenant.urls.get(job.url);
-    if (known?.job === job.id) {
+    if (known && (known.job === job.id || (job.runs > 0 && tenant.contents.get(known.content) === job.id))) {
       tenant.releaseAll(job);
       return this.#told(tenant, job, known.content, dieAt);
     }
@@ -204,6 +205,7 @@ class Real {
       id: job.id,
       jobId: job.id,
       deaths: job.deaths,
+      isRepeat: job.runs > 0,
       isLast: false,
       remembered: job.remembered,
       remember: async (fact) => {
@@ -337,6 +339,7 @@ async function runBoth(model: Model, real: Real, job: Job, dieAt: Step | null): 
   const end = model.run(job, dieAt);
   // A step that the run does not come to kills nobody.
   expect(await real.run(job, dieAt)).toBe(end);
+  job.runs += 1;
   if (end === 'dead') job.deaths += 1;
   if (end === 'dead' || end === 'deferred') model.unfinished.push(job);
 }
@@ -350,7 +353,12 @@ const COMMANDS = [
       command(
         `crawl ${tenant} ${url}${force ? ' force' : ''}${step ? `, die at ${step}` : ''}`,
         async (model, real) => {
-          await runBoth(model, real, { id: `job-${jobs++}`, tenant, url, force, deaths: 0, remembered: {} }, step);
+          await runBoth(
+            model,
+            real,
+            { id: `job-${jobs++}`, tenant, url, force, runs: 0, deaths: 0, remembered: {} },
+            step,
+          );
         },
       ),
     ),

@@ -6,8 +6,10 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { App } from '../../src/app.js';
 import { lookup } from '../../src/cache/tier.js';
 import { faceEmbeddings } from '../../src/kinds/faces.js';
+import { Closer } from '../../src/lifecycle.js';
 import { thumbnailKey as thumbnailKeyOf } from '../../src/storage/object-store.js';
 import type { CrawlOutcome } from '../../workers/crawl.js';
+import { workOf } from '../../workers/jobs.js';
 import { startWorkers, type Workers } from '../../workers/start.js';
 import { enqueueMissing } from '../../workers/sweep.js';
 import { crawled, crawlJob, embedded, ended, idle } from '../support/crawl-run.js';
@@ -264,6 +266,19 @@ describe.each([
     expect(rows).toEqual([]);
     // Found by the model: what the dead run held on to kept others waiting until its lease ended.
     expect(await crawled(app, 'acme', url, { force: true })).toMatchObject({ outcome: 'skipped', reason: 'content' });
+  });
+
+  test('so it does where somebody else has written the record of its URL meanwhile', async () => {
+    const body = await flatImage(23, 22, '#030201');
+    const url = site.put('/overwritten.png', { body, type: 'image/png' });
+    const job = await crawlJob(app, 'acme', url);
+    await app.cache.storeCrawledImage(url, body, { rawKey: 'theirs.png' }, 'acme');
+    await using closer = new Closer();
+    const { perform } = workOf('crawl', app, { events: app.events, engine, closer });
+    const identity = { id: job.id, jobId: `${job.id}@${(await app.queues.get('crawl').getJob(job.id))?.timestamp}` };
+    const again = { deaths: 1, isRepeat: true, isLast: false, remembered: {}, remember: async () => undefined };
+    const run = { ...identity, ...again, signal: new AbortController().signal };
+    expect(await perform({ v: 1, tenantId: 'acme', url }, run)).toEqual(job.outcome);
   });
 });
 
