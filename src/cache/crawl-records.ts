@@ -77,7 +77,8 @@ export class CrawlRecords {
     ]);
     const record = known(found as Answer<CrawlUrl>);
     const rejection = known(refused as Answer<Rejection>);
-    return { record, rejection: rejection && countsStill(rejection, record) ? rejection : null };
+    const counts = countsStill(refused as Answer<Rejection>, found as Answer<CrawlUrl>);
+    return { record, rejection: counts ? rejection : null };
   }
 
   /** The newest version that the URL served, as far as anybody can say; `null` also where nobody can. */
@@ -185,9 +186,10 @@ export class CrawlRecords {
   }
 }
 
-/** Until it expires, unless the URL was stored since. */
-export function countsStill(rejection: Rejection, record: CrawlUrl | null): boolean {
-  return rejection.expiresAt > Date.now() && rejection.rejectedAt > (record?.fetchedAt ?? 0);
+/** Until it expires, unless the URL was stored since: in PostgreSQL's order, since workers' clocks differ. */
+export function countsStill(rejection: Answer<Rejection>, record: Answer<CrawlUrl>): boolean {
+  if (rejection.state !== 'hit' || rejection.value.expiresAt <= Date.now()) return false;
+  return record.state !== 'hit' || rejection.version > record.version;
 }
 
 function urlEntry(tenantId: string, image: Omit<NewImage, 'phash'>, content: CrawlContent): Entry {

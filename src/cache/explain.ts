@@ -83,7 +83,7 @@ export async function explain(
     ? await hybrid.read(tenantId, crawlContents, record.contentHash)
     : null;
   const content = image && known(image);
-  const counts = rejection !== null && countsStill(rejection, record);
+  const counts = countsStill(refused, found);
   const stale = record !== null && revalidateAfterMs !== null && Date.now() - record.fetchedAt >= revalidateAfterMs;
   return {
     url,
