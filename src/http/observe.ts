@@ -68,7 +68,7 @@ export function storeGauges(app: App): void {
     },
   });
   queueGauges(app);
-  memoryGauges(app);
+  redisGauges(app);
 }
 
 function queueGauges({ metrics, queues }: App): void {
@@ -86,10 +86,10 @@ function queueGauges({ metrics, queues }: App): void {
 }
 
 const REDIS_SERVERS = ['cache', 'queue'] as const;
-/** Both gauges of a scrape share an answer. */
+/** The gauges of a scrape share an answer. */
 const ONE_SCRAPE_MS = 100;
 
-function memoryGauges({ metrics, connection: { tiers, journal } }: App): void {
+function redisGauges({ metrics, connection: { tiers, journal } }: App): void {
   const factsOf = {
     // One that is known to be away is not waited for.
     cache: () => (tiers.redis?.guard.isUp ? tiers.redis.tier.facts() : undefined),
@@ -97,9 +97,9 @@ function memoryGauges({ metrics, connection: { tiers, journal } }: App): void {
   };
   const shared = new Shared();
   const facts = () => shared.get('facts', ONE_SCRAPE_MS, () => ofEach(REDIS_SERVERS, (server) => factsOf[server]()));
-  const read = (bytesOf: (facts: RedisFacts) => number) => async () =>
+  const read = (valueOf: (facts: RedisFacts) => number) => async () =>
     (await facts())
-      .map(([server, of]) => ({ labels: { server }, value: bytesOf(of) }))
+      .map(([server, of]) => ({ labels: { server }, value: valueOf(of) }))
       .filter(({ value }) => Number.isFinite(value));
   const used = 'Memory that a Redis uses; the cache and the queue may share one.';
   labelledGauge(
@@ -116,6 +116,15 @@ function memoryGauges({ metrics, connection: { tiers, journal } }: App): void {
     limit,
     ['server'],
     read((of) => of.memoryLimit),
+  );
+  const evicts =
+    'Whether it may evict keys, 1 or 0: whether its maxmemory-policy is not noeviction. A queue loses jobs by that.';
+  labelledGauge(
+    metrics,
+    'hybrid_cache_redis_may_evict',
+    evicts,
+    ['server'],
+    read((of) => (of.policy === 'noeviction' ? 0 : 1)),
   );
 }
 

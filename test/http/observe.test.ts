@@ -172,6 +172,7 @@ describe('metrics', () => {
       hybrid_cache_replay_pending: 'gauge',
       hybrid_cache_redis_memory_bytes: 'gauge',
       hybrid_cache_redis_memory_limit_bytes: 'gauge',
+      hybrid_cache_redis_may_evict: 'gauge',
       build_info: 'gauge',
       process_cpu_seconds_total: 'counter',
     };
@@ -218,6 +219,26 @@ describe('metrics', () => {
     expect(await serversOf({ REDIS_URL: 'none', QUEUE_REDIS_URL: world.redisUrl })).toEqual(['queue']);
     expect(await serversOf({ REDIS_URL: 'none' })).toEqual([]);
     expect(await serversOf({ REDIS_URL: DEAD_REDIS, QUEUE_REDIS_URL: world.redisUrl })).toEqual(['queue']);
+  });
+
+  test("tell whether the queue's Redis may evict jobs", async () => {
+    const { server, app } = await serve({});
+    const { journal } = app.connection;
+    const facts = journal?.facts.bind(journal);
+    if (!journal || !facts) throw new Error('the queue is not in Redis');
+    for (const [policy, value] of [
+      ['noeviction', 0],
+      ['allkeys-lru', 1],
+      ['volatile-ttl', 1],
+    ] as const) {
+      journal.facts = async () => ({ ...(await facts()), policy });
+      await until(`the gauge to tell of ${policy}`, async () => {
+        return valueOf(await scrape(server), 'hybrid_cache_redis_may_evict', { server: 'queue' }) === value;
+      });
+    }
+    const onPostgres = await scrape((await serve({ QUEUE_BACKEND: 'postgres' })).server);
+    const samples = onPostgres.get('hybrid_cache_redis_may_evict')?.samples ?? [];
+    expect(samples.map(({ labels }) => labels.server)).toEqual(['cache']);
   });
 
   test('begin at zero where an alert waits for growth', async () => {
