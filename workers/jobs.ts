@@ -33,6 +33,8 @@ export interface Means {
 export interface Work {
   readonly contract: QueueContract<unknown>;
   readonly perform: Perform<unknown, { readonly outcome: string }>;
+  /** What a process that takes such jobs does now and then, beside them. */
+  readonly tend?: (signal: AbortSignal) => Promise<void>;
 }
 
 export function workOf(name: QueueName, app: App, means: Means): Work {
@@ -72,7 +74,11 @@ function crawlWork(app: App, { events, closer }: Means) {
       await app.queues.enqueue(embeddingQueue, [{ v: 1, tenantId, contentHash }]);
     },
   };
-  return { contract: crawlQueue, perform: (job: CrawlPayload, run: Run) => crawl(job, run, tools) };
+  return {
+    contract: crawlQueue,
+    perform: (job: CrawlPayload, run: Run) => crawl(job, run, tools),
+    tend: (signal: AbortSignal) => politeness.tend(signal),
+  };
 }
 
 function embeddingWork(app: App, { events, engine }: Means) {

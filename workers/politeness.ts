@@ -81,6 +81,11 @@ export class Politeness {
     await this.schedule.leave(new URL(url).host, jobId, this.#rules());
   }
 
+  /** Has the jobs woken that nobody woke when their turn came. @throws {QueueUnavailableError} */
+  async tend(signal: AbortSignal): Promise<void> {
+    await this.schedule.tend(this.#rules(), signal);
+  }
+
   /** Of a job that is refused: it may have booked while the rules were not known, and the next one shall have that. */
   async #allowedGap({ jobId }: Visitor, robots: Robots, url: string, crawler: string): Promise<number> {
     try {

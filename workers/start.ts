@@ -3,8 +3,9 @@ import type { Worker } from 'bullmq';
 import type { App } from '../src/app.js';
 import { createBuiltInEngine } from '../src/faces/builtin.js';
 import type { FaceEngine } from '../src/faces/engine.js';
-import { Closer, within } from '../src/lifecycle.js';
+import { Closer, Periodic, within } from '../src/lifecycle.js';
 import type { QueueName } from '../src/queues/contract.js';
+import { QueueUnavailableError } from '../src/queues/index.js';
 import { Alone, DEATHS_BEFORE_ALONE } from './alone.js';
 import { tellEnds } from './ends.js';
 import { workOf } from './jobs.js';
@@ -13,6 +14,8 @@ import { startSweep } from './sweep.js';
 
 /** The end of the deadline, in which jobs that are told to stop hand themselves back; half of it where it is short. */
 const HAND_BACK_MS = 2_000;
+/** From one look at what was left lying to the next, in milliseconds. */
+const TEND_EVERY_MS = 5_000;
 
 export interface Workers {
   /** Takes no more jobs, lets running ones finish and has the rest handed back within `deadlineMs`. Safe twice. */
@@ -25,7 +28,8 @@ export function startWorkers(app: App, names: readonly QueueName[]): Workers {
   const engine = app.engine ?? closer.add('face engine', ownEngine(app), (one) => one.close());
   const alone = closer.add('jobs that run alone', new Alone(app), (one) => one.close());
   const workers = names.map((name) => {
-    const { contract, perform } = workOf(name, app, { events: app.events, engine, closer });
+    const { contract, perform, tend } = workOf(name, app, { events: app.events, engine, closer });
+    if (tend) closer.add('tending', new Periodic(TEND_EVERY_MS, unlessAway(app, tend)).start(), (one) => one.stop());
     const processor = processorOf(
       contract,
       (payload, run) => (run.deaths >= DEATHS_BEFORE_ALONE ? alone.run(name, payload, run) : perform(payload, run)),
@@ -46,6 +50,14 @@ export function startWorkers(app: App, names: readonly QueueName[]): Workers {
       return stopping;
     },
   };
+}
+
+/** An outage is reported by whoever needs the store, and the next round covers what this one did not. */
+function unlessAway({ events }: App, round: (signal: AbortSignal) => Promise<void>) {
+  return (signal: AbortSignal) =>
+    round(signal).catch((error: unknown) => {
+      if (!(error instanceof QueueUnavailableError)) events.troubled('tending', error);
+    });
 }
 
 /** Nothing of it is loaded before the first image. */

@@ -285,13 +285,19 @@ export const redisRepairs = pgTable(
 export const queueState = pgSchema('queue_state');
 
 /** When the next request to a host may begin, see `queues/host-schedule.ts`. */
-export const hosts = queueState.table('hosts', {
-  host: text('host').primaryKey(),
-  nextAt: bigint('next_at', { mode: 'number' }).notNull().default(0),
-  cooledUntil: bigint('cooled_until', { mode: 'number' }).notNull().default(0),
-  /** The place that its line has come to. */
-  place: bigint('place', { mode: 'number' }).notNull().default(0),
-});
+export const hosts = queueState.table(
+  'hosts',
+  {
+    host: text('host').primaryKey(),
+    nextAt: bigint('next_at', { mode: 'number' }).notNull().default(0),
+    cooledUntil: bigint('cooled_until', { mode: 'number' }).notNull().default(0),
+    /** The place that its line has come to. */
+    place: bigint('place', { mode: 'number' }).notNull().default(0),
+    /** When somebody should have come to it, or, where nobody is to come, nothing of this is meant any more. */
+    dueAt: bigint('due_at', { mode: 'number' }).notNull().default(0),
+  },
+  (t) => [index('hosts_due_at_idx').on(t.dueAt)],
+);
 
 /** Requests to a host that are under way, or booked. */
 export const hostPermits = queueState.table(

@@ -7,14 +7,20 @@
  *     leave  gives the permit back; with `coolMs`, nobody begins before that, and one at a time until somebody leaves
  *            whom the host did not send away
  *     look   tells how the job stands
+ *     tend   is nobody's: it finds who was given a permit and does not come for it
  *
  * Whoever steps gives free permits to those who wait, each with its own time to begin, and has their jobs woken then:
  * nobody is woken only to be turned away. Tenants take turns in a line, as in the queue (`turns.ts`), and each tenant's
- * jobs are served as they came. Permits are leases: of a job that died, the next step at
- * its host takes it back; the first in line wakes up by itself should there be none.
+ * jobs are served as they came. Permits are leases: of a job that died, the next step at its host takes it back, and who did
+ * not come for one in time is in line again.
+ *
+ * A permit is given in the store, and waking its job is a second thing to do, which fails where the process dies in between,
+ * or the store does. So every process that takes jobs tends the hosts that are overdue (`tend`): where nobody came for a
+ * permit, its job is woken once more, and where nobody stepped at a line, the first in it gets its permit.
  */
 import type { Queue } from 'bullmq';
 import { DeferredError } from '../errors.js';
+import { within } from '../lifecycle.js';
 import { answered } from './index.js';
 import type { QueueState } from './state.js';
 
@@ -43,7 +49,7 @@ export interface Standing {
   readonly booked: boolean;
 }
 
-export type Step = 'enter' | 'again' | 'leave' | 'look';
+export type Step = 'enter' | 'again' | 'leave' | 'look' | 'tend';
 
 /** The right to make one request at a time to a host. */
 export interface Permit {
@@ -56,6 +62,12 @@ export interface Permit {
 const DEADLINE_MS = 900;
 /** Jobs in a long line look up now and then, should what was kept of the line be lost. */
 const LONGEST_WAIT_MS = 3_600_000;
+/** Who was woken runs within moments, unless every slot is taken. */
+const GRACE_MS = 5_000;
+/** Hosts that are tended in one go. */
+const PAGE = 100;
+/** `tend` is nobody's step. */
+const NOBODY: Visitor = { job: '' };
 
 export class HostSchedule {
   constructor(
@@ -83,6 +95,23 @@ export class HostSchedule {
     await this.#step('leave', host, { job }, { ...rules, coolMs });
   }
 
+  /**
+   * Looks at the hosts that are overdue: where, for `graceMs`, nobody came for a permit, or nobody stepped at a line.
+   *
+   * @throws {QueueUnavailableError}
+   */
+  async tend(rules: HostRules, signal: AbortSignal, graceMs = GRACE_MS): Promise<void> {
+    for (let more = true; more; ) {
+      const overdue = await answered(this.state.overdueHosts(graceMs, PAGE), DEADLINE_MS);
+      for (const host of overdue.hosts) {
+        if (signal.aborted) return;
+        // One permit is enough to have the line go on: its holder gives the others.
+        await this.#step('tend', host, NOBODY, { ...rules, most: 1 });
+      }
+      more = overdue.more;
+    }
+  }
+
   async #admit(step: 'enter' | 'again', host: string, visitor: Visitor, rules: HostRules): Promise<void> {
     const own = await this.#step(step, host, visitor, rules);
     if (!own || (own.booked && own.delayMs === 0)) return;
@@ -102,18 +131,22 @@ export class HostSchedule {
     visitor: Visitor,
     rules: HostRules & { coolMs?: number },
   ): Promise<Standing | undefined> {
-    const { job } = visitor;
-    const standings = await answered(this.state.visit(step, host, visitor, rules), DEADLINE_MS);
-    const others = standings.filter((one) => one.job !== job);
-    await Promise.all(others.map((other) => this.#wake(host, other, rules)));
-    return standings.find((one) => one.job === job);
+    const visited = this.state.visit(step, host, visitor, rules);
+    // A late answer, which nobody waits for any more, has given permits too.
+    const woken = visited.then((standings) =>
+      Promise.all(standings.filter(({ job }) => job !== visitor.job).map((other) => this.#wake(host, other, rules))),
+    );
+    woken.catch(() => undefined); // `visited` tells
+    const standings = await answered(visited, DEADLINE_MS);
+    await within(DEADLINE_MS, woken, undefined);
+    return standings.find(({ job }) => job === visitor.job);
   }
 
-  /** What fails here, the job's own time to look up makes good. */
+  /** What fails here, `tend` makes good. */
   async #wake(host: string, { job: id, delayMs }: Standing, rules: HostRules): Promise<void> {
     const job = await this.queue.getJob(id).catch(() => null);
-    if (job === undefined) {
-      // Nobody will ever use its permit: the next one in line does. Where thousands were removed, one after the other
+    if (job === undefined || job?.finishedOn) {
+      // Nobody will ever use its permit: the next one in line does. Where thousands are gone, one after the other
       // finds that out, for which the job that came by does not wait.
       void this.leave(host, id, rules).catch(() => undefined);
     } else if (job) {

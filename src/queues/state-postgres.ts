@@ -2,12 +2,16 @@
 import type { Job } from 'bullmq';
 import { escapeIdentifier, type Pool } from 'pg';
 import type { HostRules, Standing, Step, Visitor } from './host-schedule.js';
-import type { QueueState } from './state.js';
+import type { OverdueHosts, QueueState } from './state.js';
 import type { Comer, RenumberStep, TakenTurns, TurnRules } from './turns.js';
 
 const VISIT = {
   name: 'host_visit',
   text: `select job, delay_ms::float8 as "delayMs", booked from queue_state.visit($1, $2, $3, $4, $5, $6, $7, $8)`,
+};
+const OVERDUE_HOSTS = {
+  name: 'overdue_hosts',
+  text: `select coalesce(hosts, '{}') as hosts, more from queue_state.overdue_hosts($1, $2)`,
 };
 const TAKE_TURNS = {
   name: 'take_turns',
@@ -35,6 +39,11 @@ export class PostgresQueueState implements QueueState {
     const values = [step, host, job, tenantId, most, gapMs, leaseMs, coolMs];
     const { rows } = await this.pool.query<Standing>({ ...VISIT, values });
     return rows;
+  }
+
+  async overdueHosts(graceMs: number, most: number): Promise<OverdueHosts> {
+    const { rows } = await this.pool.query<OverdueHosts>({ ...OVERDUE_HOSTS, values: [graceMs, most] });
+    return rows[0] as OverdueHosts;
   }
 
   /**

@@ -3,17 +3,20 @@ import type { Job } from 'bullmq';
 import { Redis } from 'ioredis';
 import { evaluate } from '../redis-script.js';
 import type { HostRules, Standing, Step, Visitor } from './host-schedule.js';
-import type { QueueState } from './state.js';
+import type { OverdueHosts, QueueState } from './state.js';
 import type { Comer, RenumberStep, TakenTurns, TurnRules } from './turns.js';
 import { keysOf, LEAVE_NUMBERING, RENUMBER, TAKE_TURNS } from './turns-redis.js';
 
-/** Longer than anybody is in line. */
-const FORGET_MS = 30 * 24 * 3_600_000;
+/** Longer than anybody is in line, or does not come for its permit. */
+const EXPECTED_FORGOTTEN_MS = 30 * 24 * 3_600_000;
+/** That a host was cooled down is remembered so much longer than it lasts: one at a time asks it then. */
+const COOLED_FORGOTTEN_MS = 3_600_000;
 
 /**
  * KEYS: host (hash: `next`, `cooled`, and of the line the `place` it has come to and its `arrivals`), permits (sorted by their end), starts (hash:
  * beginning of a permit, 0 once it has begun), line (sorted by place, and by arrival within one), tenants (hash: the last
- * place that each has in the line). ARGV: step, job, most, gap, lease, cool, tenant; all times in milliseconds. Only the
+ * place that each has in the line), due (hosts, sorted by when somebody should have come to them). ARGV: step, job, most,
+ * gap, lease, cool, tenant, host; all times in whole milliseconds. Only the
  * next beginning is booked: the one behind it is a gap after it really was, however late that may be.
  */
 const VISIT = `
@@ -43,7 +46,15 @@ local function mayGrant()
   return true
 end
 
-for _, dead in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now)) do release(dead) end
+local function lineUp(one, place)
+  local arrival = redis.call('HINCRBY', KEYS[1], 'arrivals', 1) % 2^30
+  redis.call('ZADD', KEYS[4], place + arrival / 2^30, one)
+end
+
+for _, dead in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now)) do
+  if redis.call('HGET', KEYS[3], dead) ~= '0' then lineUp(dead, reached) end
+  release(dead)
+end
 
 if step == 'leave' then
   local start = tonumber(redis.call('HGET', KEYS[3], job) or -1)
@@ -75,8 +86,7 @@ elseif step == 'enter' or step == 'again' then
   if start < 0 then
     if not redis.call('ZSCORE', KEYS[4], job) then
       local own = math.max(reached, tonumber(redis.call('HGET', KEYS[5], tenant) or 0)) + 1
-      local arrival = redis.call('HINCRBY', KEYS[1], 'arrivals', 1) % 2^30
-      redis.call('ZADD', KEYS[4], own + arrival / 2^30, job)
+      lineUp(job, own)
       redis.call('HSET', KEYS[5], tenant, own)
     end
   else
@@ -86,6 +96,12 @@ elseif step == 'enter' or step == 'again' then
   end
 end
 
+if step == 'tend' then
+  local starts = redis.call('HGETALL', KEYS[3])
+  for i = 1, #starts, 2 do
+    if starts[i + 1] ~= '0' then answer[#answer + 1] = { starts[i], math.max(tonumber(starts[i + 1]) - now, 0), 1 } end
+  end
+end
 if cooled > 0 then most = 1 end
 while mayGrant() do
   local popped = redis.call('ZPOPMIN', KEYS[4])
@@ -98,7 +114,7 @@ while mayGrant() do
   next = next + gap
 end
 
-if step ~= 'leave' then
+if step ~= 'leave' and step ~= 'tend' then
   local start = tonumber(redis.call('HGET', KEYS[3], job) or -1)
   if start >= 0 then
     answer[#answer + 1] = { job, math.max(start - now, 0), 1 }
@@ -108,13 +124,38 @@ if step ~= 'leave' then
   end
 end
 
-if redis.call('EXISTS', KEYS[4]) == 0 then
+local inLine = redis.call('EXISTS', KEYS[4]) == 1
+if not inLine then
   redis.call('DEL', KEYS[5])
   reached = 0
 end
 redis.call('HSET', KEYS[1], 'next', next, 'cooled', cooled, 'place', reached)
-for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ${FORGET_MS}) end
+
+local due
+for _, start in ipairs(redis.call('HVALS', KEYS[3])) do
+  if start ~= '0' then due = math.min(due or math.huge, tonumber(start)) end
+end
+if inLine then due = due or tonumber(redis.call('ZRANGE', KEYS[2], 0, 0, 'WITHSCORES')[2] or now) end
+if due then
+  redis.call('ZADD', KEYS[6], step == 'tend' and math.max(due, now) or due, ARGV[8])
+else
+  redis.call('ZREM', KEYS[6], ARGV[8])
+end
+
+local meant = math.max(next, tonumber(redis.call('ZRANGE', KEYS[2], -1, -1, 'WITHSCORES')[2] or 0))
+if cooled > 0 then meant = math.max(meant, cooled + ${COOLED_FORGOTTEN_MS}) end
+local lifetime = due and ${EXPECTED_FORGOTTEN_MS} or math.max(math.ceil(meant - now), 1)
+for i = 1, 5 do redis.call('PEXPIRE', KEYS[i], lifetime) end
 return answer
+`;
+
+/** KEYS: due. ARGV: grace, most. Answers with hosts that are due for so long; for others they become due only now. */
+const OVERDUE = `
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local hosts = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now - tonumber(ARGV[1]), 'LIMIT', 0, ARGV[2])
+for _, host in ipairs(hosts) do redis.call('ZADD', KEYS[1], now, host) end
+return hosts
 `;
 
 export class RedisQueueState implements QueueState {
@@ -135,13 +176,19 @@ export class RedisQueueState implements QueueState {
     { job, tenantId = '' }: Visitor,
     { most, gapMs, leaseMs, coolMs = 0 }: HostRules & { coolMs?: number },
   ): Promise<Standing[]> {
-    const keys = ['', ':permits', ':starts', ':line', ':tenants'].map((part) => `${this.prefix}:host:${host}${part}`);
-    const answer = await evaluate(this.#redis, VISIT, keys, [step, job, most, gapMs, leaseMs, coolMs, tenantId]);
+    const own = ['', ':permits', ':starts', ':line', ':tenants'].map((part) => `${this.prefix}:host:${host}${part}`);
+    const args = [step, job, most, gapMs, leaseMs, coolMs, tenantId, host];
+    const answer = await evaluate(this.#redis, VISIT, [...own, this.#due], args);
     return (answer as [string, number, number][]).map(([name, delayMs, booked]) => ({
       job: name,
       delayMs,
       booked: booked === 1,
     }));
+  }
+
+  async overdueHosts(graceMs: number, most: number): Promise<OverdueHosts> {
+    const hosts = (await evaluate(this.#redis, OVERDUE, [this.#due], [graceMs, most])) as string[];
+    return { hosts, more: hosts.length === most };
   }
 
   async promote(job: Job): Promise<void> {
@@ -164,6 +211,10 @@ export class RedisQueueState implements QueueState {
 
   async leaveNumbering(queue: string, owner: string, ended: boolean): Promise<void> {
     await this.#turns(LEAVE_NUMBERING, queue, [0, owner, ended ? 1 : 0]);
+  }
+
+  get #due(): string {
+    return `${this.prefix}:hosts`;
   }
 
   #turns(script: string, queue: string, args: readonly (string | number)[]): Promise<unknown> {

@@ -3,10 +3,16 @@ import type { Job } from 'bullmq';
 import type { HostRules, Standing, Step, Visitor } from './host-schedule.js';
 import type { Comer, RenumberStep, TakenTurns, TurnRules } from './turns.js';
 
+export interface OverdueHosts {
+  readonly hosts: string[];
+  /** Whether there may be further ones. */
+  readonly more: boolean;
+}
+
 export interface QueueState {
   /**
-   * One step of a host's schedule, at once: answers with the standing of the job itself (not after `leave`), and of the
-   * jobs that were given a permit by it.
+   * One step of a host's schedule, at once: answers with the standing of the job itself (not after `leave` and `tend`), of the
+   * jobs that were given a permit by it, and to `tend` of all that did not come for theirs yet.
    */
   visit(
     step: Step,
@@ -14,6 +20,11 @@ export interface QueueState {
     visitor: Visitor,
     rules: HostRules & { readonly coolMs?: number },
   ): Promise<Standing[]>;
+  /**
+   * Hosts where somebody should have come for a permit, or stepped at a line, at least `graceMs` ago; at most so many, and
+   * each is told to one who asks. Forgets on the way what means nothing any more.
+   */
+  overdueHosts(graceMs: number, most: number): Promise<OverdueHosts>;
   /** Has a delayed job run now. Whatever else it is, it stays. */
   promote(job: Job): Promise<void>;
   /** Turns for jobs on their way into a queue, at once, see `turns.ts`; a new numbering begins here where one is due. */

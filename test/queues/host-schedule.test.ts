@@ -1,5 +1,6 @@
 /** Who may ask a host, and when: over several workers, on both stores, with a host that counts. */
 import { setTimeout as pause } from 'node:timers/promises';
+import { Client } from 'pg';
 import { describe, expect, test } from 'vitest';
 import type { App } from '../../src/app.js';
 import { DeferredError } from '../../src/errors.js';
@@ -7,7 +8,7 @@ import { crawlQueue } from '../../src/queues/crawl.js';
 import { HostSchedule, type Step } from '../../src/queues/host-schedule.js';
 import { type CrawlWork, enqueueOne, image, startWork, untilState } from '../support/queue-work.js';
 import { until } from '../support/until.js';
-import { createWorld } from '../support/world.js';
+import { createWorld, redisClient, type World } from '../support/world.js';
 
 /** Longer than any test: who waits for a lease to end, waits in vain. */
 const LONG_MS = 600_000;
@@ -291,6 +292,118 @@ describe.each(['redis', 'postgres'])('host schedule on %s', (backend) => {
     await untilState(app, next, 'completed');
   });
 
+  describe('where nobody wakes a job that has its permit', () => {
+    const one = rules({ most: 1 });
+
+    /** A job in line behind a holder, with a worker that takes it once it is woken. */
+    async function inLine(world: World, n = 1) {
+      const app = world.app(env);
+      const schedule = scheduleOf(app);
+      await schedule.enter(HOST, 'holder', 'acme', one);
+      startWork(app, async (_, { id }) => {
+        await (await schedule.enter(HOST, id, 'acme', one)).leave(one);
+        return { outcome: 'stored' };
+      });
+      const id = await enqueueOne(app, image(n));
+      await untilState(app, id, 'delayed');
+      return { app, schedule, id };
+    }
+
+    const tended = (schedule: HostSchedule) => schedule.tend(one, new AbortController().signal, 0);
+
+    test('whoever tends the host does: its giver died in between', async () => {
+      await using world = await createWorld();
+      const { app, schedule, id } = await inLine(world);
+      await app.backend.state.visit('leave', HOST, { job: 'holder' }, one);
+      await tended(schedule);
+      await untilState(app, id, 'completed');
+    });
+
+    test('whoever tends the host does: the queue could not be reached', async () => {
+      await using world = await createWorld();
+      const { app, schedule, id } = await inLine(world);
+      const cutOff = world.app(env);
+      await cutOff.queues.close();
+      await scheduleOf(cutOff).leave(HOST, 'holder', one);
+      await tended(schedule);
+      await untilState(app, id, 'completed');
+    });
+
+    test('whoever tends the host does: those before it died, and nobody else steps there', async () => {
+      await using world = await createWorld();
+      const { app, schedule, id } = await inLine(world);
+      await app.backend.state.visit('enter', HOST, { job: 'holder' }, { ...one, leaseMs: 1 });
+      await until('the first in line to be found', async () => {
+        await tended(schedule);
+        return (await app.queues.job('crawl', id))?.state === 'completed';
+      });
+    });
+
+    test('whoever tends the host does: its permit has ended meanwhile', async () => {
+      await using world = await createWorld();
+      const { app, schedule, id } = await inLine(world);
+      await app.backend.state.visit('leave', HOST, { job: 'holder' }, { ...one, leaseMs: 1 });
+      await until('the first in line to be found', async () => {
+        await tended(schedule);
+        return (await app.queues.job('crawl', id))?.state === 'completed';
+      });
+    });
+
+    test('hosts that nobody waits at are not tended, nor those where somebody just came', async () => {
+      await using world = await createWorld();
+      const app = world.app(env);
+      const schedule = scheduleOf(app);
+      await schedule.enter('busy.example', 'holder', 'acme', one);
+      await schedule.enter(HOST, 'holder', 'acme', one);
+      await deferral(schedule.enter(HOST, 'waiting', 'acme', one));
+      expect(await app.backend.state.overdueHosts(0, 10)).toEqual({ hosts: [], more: false });
+      await app.backend.state.visit('leave', HOST, { job: 'holder' }, one);
+      expect(await app.backend.state.overdueHosts(LONG_MS, 10)).toEqual({ hosts: [], more: false });
+      expect(await app.backend.state.overdueHosts(0, 1)).toEqual({ hosts: [HOST], more: true });
+    });
+  });
+
+  test('a job that ended otherwise does not keep the permit of its place in the line', async () => {
+    await using world = await createWorld();
+    const app = world.app(env);
+    const schedule = scheduleOf(app);
+    const one = rules({ most: 1 });
+    const holder = await schedule.enter(HOST, 'holder', 'acme', one);
+    startWork(app, async ({ url }, { id }) => {
+      if (url === image('known').url) {
+        await deferral(schedule.enter(HOST, id, 'acme', one));
+        return { outcome: 'skipped' };
+      }
+      await (await schedule.enter(HOST, id, 'acme', one)).leave(one);
+      return { outcome: 'stored' };
+    });
+    await untilState(app, await enqueueOne(app, image('known')), 'completed');
+    const next = await enqueueOne(app, image('next'));
+    await untilState(app, next, 'delayed');
+    await holder.leave(one);
+    await untilState(app, next, 'completed');
+  });
+
+  test('of a host that nobody asks any more, nothing is kept', async () => {
+    await using world = await createWorld();
+    const app = world.app(env);
+    const schedule = scheduleOf(app);
+    const brief = rules({ most: 1, gapMs: 1, leaseMs: 1_000 });
+    await schedule.enter('died.example', 'holder', 'acme', brief);
+    for (const host of ['a.example', 'b.example']) {
+      const permit = await schedule.enter(host, 'holder', 'acme', brief);
+      await deferral(schedule.enter(host, 'waiting', 'acme', brief));
+      await permit.leave(brief);
+      await schedule.leave(host, 'waiting', brief);
+    }
+    const cooled = await schedule.enter('cooled.example', 'holder', 'acme', brief);
+    await cooled.leave(brief, 1);
+    await until('the others to be forgotten', async () => {
+      await schedule.tend(brief, new AbortController().signal, 0);
+      return (await keptOf(world, backend)).join() === 'cooled.example';
+    });
+  });
+
   test('a job that runs again after its death has its permit still', async () => {
     await using world = await createWorld();
     const schedule = scheduleOf(world.app(env));
@@ -313,6 +426,22 @@ describe.each(['redis', 'postgres'])('host schedule on %s', (backend) => {
     await deferral(schedule.enter(HOST, 'other', 'acme', rules({ most: 1 })));
   });
 });
+
+/** Hosts that something is kept of. */
+async function keptOf(world: World, backend: string): Promise<string[]> {
+  if (backend === 'postgres') {
+    const client = new Client({ connectionString: world.databaseUrl });
+    await client.connect();
+    const kept = `select host from queue_state.hosts union select host from queue_state.host_permits
+      union select host from queue_state.host_waiting order by host`;
+    const { rows } = await client.query<{ host: string }>(kept).finally(() => client.end());
+    return rows.map(({ host }) => host);
+  }
+  const redis = redisClient(world);
+  const prefix = `${world.namespace}:host:`;
+  const keys = await redis.keys(`${prefix}*`).finally(() => redis.disconnect());
+  return [...new Set(keys.map((key) => key.slice(prefix.length).split(':')[0] as string))].sort();
+}
 
 async function deferral(work: Promise<unknown>): Promise<DeferredError> {
   const error = await work.then(

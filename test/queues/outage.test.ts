@@ -3,6 +3,7 @@ import { setImmediate as nextTurn } from 'node:timers/promises';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { App } from '../../src/app.js';
 import { crawlQueue } from '../../src/queues/crawl.js';
+import { HostSchedule } from '../../src/queues/host-schedule.js';
 import { QueueUnavailableError } from '../../src/queues/index.js';
 import { type OwnStack, startOwnStack } from '../support/own-stack.js';
 import { enqueueOne, gate, image, startWork, untilState } from '../support/queue-work.js';
@@ -133,6 +134,28 @@ describe.each(['redis', 'postgres'] as const)('a queue on %s', (server) => {
     await until('the job is completed', async () => (await app.queues.job('crawl', id))?.state === 'completed');
     // A loop that does not pause between its attempts logs thousands.
     expect(stack.logs.filter(({ msg }) => msg === 'queue connection error').length).toBeLessThan(300);
+  });
+
+  test('wakes whom a frozen store has given a permit, once it is thawed', async () => {
+    const app = appOf();
+    const schedule = new HostSchedule(app.backend.state, app.queues.get('crawl'));
+    const rules = { most: 1, gapMs: 0, leaseMs: 600_000 };
+    const host = `${server}.example`;
+    const permit = await schedule.enter(host, 'holder', 'acme', rules);
+    const worker = startWork(app, async (_, { id }) => {
+      await (await schedule.enter(host, id, 'acme', rules)).leave(rules);
+      return DONE;
+    });
+    const id = await enqueueOne(app, image(`${server}-woken`));
+    await untilState(app, id, 'delayed');
+    await stack.servers.kill(server, 'SIGSTOP');
+    try {
+      await expect(permit.leave(rules)).rejects.toThrow(QueueUnavailableError);
+    } finally {
+      await stack.servers.kill(server, 'SIGCONT');
+    }
+    await until('the job is completed', async () => (await app.queues.job('crawl', id))?.state === 'completed');
+    await worker.close();
   });
 
   test('lets an app close while its store is dead', async () => {

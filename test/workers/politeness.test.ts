@@ -249,6 +249,17 @@ describe.each([
     expect((await allEnded(ids)).map(({ attempts }) => attempts)).toEqual([2, 1, 1, 1]);
   });
 
+  test('a job that nobody told of its turn at a host is found by the workers', async () => {
+    app = start({ FETCH_ROBOTS: 'ignore', FETCH_HOST_CONCURRENCY: '1' });
+    const { host } = new URL(site.url);
+    const long = { most: 1, gapMs: 0, leaseMs: 600_000 };
+    await app.backend.state.visit('enter', host, { job: 'a-worker-that-dies', tenantId: 'acme' }, long);
+    const [id = ''] = await enqueue([picture(1)]);
+    await delayed(app, [id]);
+    await app.backend.state.visit('leave', host, { job: 'a-worker-that-dies' }, long);
+    expect(await ended(app, 'crawl', id)).toMatchObject({ state: 'completed', attempts: 1 });
+  });
+
   test('a job that finds its image known gives its place at the host back', async () => {
     app = start({ FETCH_HOST_CONCURRENCY: '1', FETCH_ROBOTS: 'ignore' });
     const held = site.hold('/held.png', { body: PICTURE, type: 'image/png' });
