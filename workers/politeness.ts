@@ -7,10 +7,11 @@ import type { HybridCache } from '../src/cache/hybrid.js';
 import { entry } from '../src/cache/tier.js';
 import type { Fetcher, Leave } from '../src/crawl/fetch.js';
 import { allowedGap, robotsOf, unreachableRobots } from '../src/crawl/robots.js';
-import { RejectedError, RetryableError } from '../src/errors.js';
+import { DeferredError, RejectedError, RetryableError, TierUnavailableError } from '../src/errors.js';
 import { sha256 } from '../src/kinds/identity.js';
 import { type Robots, robotsFiles } from '../src/kinds/robots.js';
 import type { HostRules, HostSchedule, Permit } from '../src/queues/host-schedule.js';
+import { QueueUnavailableError } from '../src/queues/index.js';
 
 /** More than is read of a robots.txt, so that one that is too large still is one. */
 const MAX_FILE_BYTES = 5 * 1024 * 1024;
@@ -69,9 +70,7 @@ export class Politeness {
       await permit.again(rules);
       return this.#leaving(permit, rules);
     } catch (error) {
-      // Who is only put off has booked, and comes back for it.
-      if (error instanceof RejectedError || error instanceof RetryableError)
-        await this.#leaving(permit, this.#rules())(error);
+      if (!comesBack(error)) await this.#leaving(permit, this.#rules())(error);
       throw error;
     }
   }
@@ -154,3 +153,10 @@ export class Politeness {
 }
 
 const nothing: Leave = async () => undefined;
+
+/** Who is only put off, or handed back in an outage, comes back soon for what it has booked. */
+function comesBack(error: unknown): boolean {
+  return (
+    error instanceof DeferredError || error instanceof TierUnavailableError || error instanceof QueueUnavailableError
+  );
+}

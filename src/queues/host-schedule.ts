@@ -131,7 +131,7 @@ export class HostSchedule {
     visitor: Visitor,
     rules: HostRules & { coolMs?: number },
   ): Promise<Standing | undefined> {
-    const visited = this.state.visit(step, host, visitor, rules);
+    const visited = this.state.visit(step, host, visitor, whole(rules));
     // A late answer, which nobody waits for any more, has given permits too.
     const woken = visited.then((standings) =>
       Promise.all(standings.filter(({ job }) => job !== visitor.job).map((other) => this.#wake(host, other, rules))),
@@ -154,4 +154,9 @@ export class HostSchedule {
       await (delayMs > 0 ? job.changeDelay(delayMs) : this.state.promote(job)).catch(() => undefined);
     }
   }
+}
+
+/** Stores count whole milliseconds; a delay of 2.01 s is some of them and a bit. */
+function whole({ most, gapMs, leaseMs, coolMs = 0 }: HostRules & { coolMs?: number }) {
+  return { most, gapMs: Math.ceil(gapMs), leaseMs: Math.ceil(leaseMs), coolMs: Math.ceil(coolMs) };
 }

@@ -3,6 +3,7 @@ import { performance } from 'node:perf_hooks';
 import { setImmediate as othersTurn } from 'node:timers/promises';
 import type { Job, Queue } from 'bullmq';
 import { within } from '../lifecycle.js';
+import { isReply } from '../redis-script.js';
 import type { QueueBackend } from './backend.js';
 import { jobOptions, QUEUE_NAMES, type QueueContract, type QueueName } from './contract.js';
 import { TURN_RULES, type TurnRules, Turns } from './turns.js';
@@ -181,13 +182,20 @@ async function reachable(queue: Queue): Promise<void> {
 
 const LATE = Symbol('late');
 
+/** @throws {QueueUnavailableError} where the store does not answer in time or cannot; what it says about wrong data, as it is */
 export async function answered<T>(work: Promise<T>, ms: number): Promise<T> {
   const result = await within(ms, work, LATE).catch((error: unknown) => {
-    throw new QueueUnavailableError({ cause: error });
+    throw isAboutData(error) ? error : new QueueUnavailableError({ cause: error });
   });
   if (result === LATE) {
     work.catch(() => undefined); // nobody waits for it any more
     throw new QueueUnavailableError();
   }
   return result;
+}
+
+/** Our own mistake, which no waiting makes good. SQLSTATE class 22 is "data exception". */
+function isAboutData(error: unknown): boolean {
+  if (isReply(error)) return error.message.startsWith('ERR value is not');
+  return error instanceof Error && 'code' in error && /^22[0-9A-Z]{3}$/.test(String(error.code));
 }

@@ -121,6 +121,16 @@ describe.each(['redis', 'postgres'])('host schedule on %s', (backend) => {
     expect(third.delayMs).toBeLessThanOrEqual(120_000);
   });
 
+  test('a gap need not be a whole number of milliseconds', async () => {
+    await using world = await createWorld();
+    const schedule = scheduleOf(world.app(env));
+    const ruled = rules({ most: 3, gapMs: 60_009.999_999_999_8 });
+    const permit = await schedule.enter(HOST, 'first', 'acme', ruled);
+    const second = await deferral(schedule.enter(HOST, 'second', 'acme', ruled));
+    expect(second.delayMs).toBeGreaterThan(30_000);
+    await permit.leave(ruled, 0.5);
+  });
+
   test('who begins late moves those behind it: there is a gap after the real beginning', async () => {
     await using world = await createWorld();
     const schedule = scheduleOf(world.app(env));
@@ -451,6 +461,18 @@ async function deferral(work: Promise<unknown>): Promise<DeferredError> {
   expect(error).toBeInstanceOf(DeferredError);
   return error as DeferredError;
 }
+
+test('with queues on PostgreSQL, a job whose numbers the store refuses fails, and is not handed back for ever', async () => {
+  await using world = await createWorld();
+  const app = world.app({ REDIS_URL: 'none' }, { retryBaseMs: 1 });
+  const schedule = new HostSchedule(app.backend.state, app.queues.get('crawl'));
+  startWork(app, async (_, { id }) => {
+    await schedule.enter(HOST, id, 'acme', { most: 1, gapMs: Number.NaN, leaseMs: 1 });
+    return { outcome: 'stored' };
+  });
+  const job = await untilState(app, await enqueueOne(app), 'failed');
+  expect(job).toMatchObject({ attempts: 5, error: expect.stringContaining('NaN') });
+});
 
 test('with queues on PostgreSQL, a job that was taken while it was woken is not put back', async () => {
   await using world = await createWorld();
