@@ -15,6 +15,8 @@ import { QueueUnavailableError } from '../src/queues/index.js';
 
 /** More than is read of a robots.txt, so that one that is too large still is one. */
 const MAX_FILE_BYTES = 5 * 1024 * 1024;
+/** A host that sends us away and says that we may come back at once is left alone for so long all the same. */
+const LEAST_COOL_MS = 1_000;
 
 export interface PolitenessOptions {
   /** Requests to a host at once. */
@@ -145,10 +147,14 @@ export class Politeness {
   /** Gives the permit back. Where that fails, its lease ends. */
   #leaving(permit: Permit, rules: HostRules): Leave {
     return async (error) => {
-      const throttled = error instanceof RetryableError && error.reason === 'throttled';
-      const coolMs = throttled ? (error.retryAfterMs ?? this.options.coolMs) : 0;
+      const sentAway = error instanceof RetryableError && error.reason === 'throttled';
+      const coolMs = sentAway ? this.#coolMs(error.retryAfterMs) : undefined;
       await permit.leave(rules, coolMs).catch(() => undefined);
     };
+  }
+
+  #coolMs(askedMs: number | undefined): number {
+    return askedMs === undefined ? this.options.coolMs : Math.max(askedMs, LEAST_COOL_MS);
   }
 }
 

@@ -4,8 +4,8 @@
  *
  *     enter  asks for a permit; without a free one the job queues up at the host
  *     again  one more request under the same permit, a gap later
- *     leave  gives the permit back; with `coolMs`, nobody begins before that, and one at a time until somebody leaves
- *            whom the host did not send away
+ *     leave  gives the permit back; with `coolMs` the host has sent the job away: nobody begins before that, and one at a
+ *            time until somebody leaves whom it did not send away
  *     look   tells how the job stands
  *     tend   is nobody's: it finds who was given a permit and does not come for it
  *
@@ -55,6 +55,7 @@ export type Step = 'enter' | 'again' | 'leave' | 'look' | 'tend';
 export interface Permit {
   /** Books the next request. @throws {DeferredError} where it may not begin yet */
   again(rules: HostRules): Promise<void>;
+  /** @param coolMs that the host sent the job away, and for how long it is left alone */
   leave(rules: HostRules, coolMs?: number): Promise<void>;
 }
 
@@ -86,12 +87,12 @@ export class HostSchedule {
     await this.#admit('enter', host, visitor, rules);
     return {
       again: (next) => this.#admit('again', host, visitor, next),
-      leave: (last, coolMs = 0) => this.leave(host, job, last, coolMs),
+      leave: (last, coolMs) => this.leave(host, job, last, coolMs),
     };
   }
 
   /** Gives up what the job has at the host, be it a permit or a place in the line. @throws {QueueUnavailableError} */
-  async leave(host: string, job: string, rules: HostRules, coolMs = 0): Promise<void> {
+  async leave(host: string, job: string, rules: HostRules, coolMs?: number): Promise<void> {
     await this.#step('leave', host, { job }, { ...rules, coolMs });
   }
 
@@ -129,7 +130,7 @@ export class HostSchedule {
     step: Step,
     host: string,
     visitor: Visitor,
-    rules: HostRules & { coolMs?: number },
+    rules: HostRules & { coolMs?: number | undefined },
   ): Promise<Standing | undefined> {
     const visited = this.state.visit(step, host, visitor, whole(rules));
     // A late answer, which nobody waits for any more, has given permits too.
@@ -156,7 +157,8 @@ export class HostSchedule {
   }
 }
 
-/** Stores count whole milliseconds; a delay of 2.01 s is some of them and a bit. */
-function whole({ most, gapMs, leaseMs, coolMs = 0 }: HostRules & { coolMs?: number }) {
-  return { most, gapMs: Math.ceil(gapMs), leaseMs: Math.ceil(leaseMs), coolMs: Math.ceil(coolMs) };
+/** Stores count whole milliseconds (a delay of 2.01 s is some of them and a bit), and 0 where nobody was sent away. */
+function whole({ most, gapMs, leaseMs, coolMs }: HostRules & { coolMs?: number | undefined }) {
+  const cool = coolMs === undefined ? 0 : Math.max(Math.ceil(coolMs), 1);
+  return { most, gapMs: Math.ceil(gapMs), leaseMs: Math.ceil(leaseMs), coolMs: cool };
 }

@@ -9,7 +9,8 @@ import { startWorkers, type Workers } from '../../workers/start.js';
 import { crawled, crawlJob, ended } from '../support/crawl-run.js';
 import { flatImage } from '../support/images.js';
 import { PuppetEngine } from '../support/puppet-engine.js';
-import { CRAWL_DELAY_S, type Site, startSite, throttled } from '../support/site.js';
+import { CRAWL_DELAY_S, type Site, type SiteRequest, startSite, throttled } from '../support/site.js';
+import { until } from '../support/until.js';
 import { createWorld, type World } from '../support/world.js';
 
 const PICTURE = await flatImage(20, 20, '#305070');
@@ -248,6 +249,31 @@ describe.each([
     expect(Math.min(...after)).toBeGreaterThan(980);
     expect((await allEnded(ids)).map(({ attempts }) => attempts)).toEqual([2, 1, 1, 1]);
   });
+
+  test.each([
+    ['0', 0],
+    ['a date in the past', new Date(0)],
+  ])(
+    'a host that has had enough and says Retry-After: %s is left alone too, and asked by one at a time',
+    async (_, after) => {
+      app = start({ FETCH_ROBOTS: 'ignore', FETCH_HOST_CONCURRENCY: '2' });
+      picture(0);
+      const first = site.failTimes('/0.png', 1, throttled(503, after));
+      const ids = await enqueue([first]);
+      const { requests } = site;
+      await site.until(() => requests[0]?.endedAt !== undefined);
+      // Its permit is given back in moments, and no later than by its next attempt.
+      await until('the job waits', async () => (await app.queues.job('crawl', ids[0] as string))?.state === 'delayed');
+      const held = [1, 2, 3].map((n) => site.hold(`/${n}.png`, { body: PICTURE, type: 'image/png' }));
+      ids.push(...(await enqueue(held.map(({ url }) => url))));
+      await site.until(() => requests.length > 1);
+      const [refused, next] = requests as [SiteRequest, SiteRequest];
+      expect(next.at - (refused.endedAt as number)).toBeGreaterThan(900);
+      await delayed(app, ids.slice(2));
+      for (const { release } of held) release();
+      for (const job of await allEnded(ids)) expect(job.state).toBe('completed');
+    },
+  );
 
   test('a job that nobody told of its turn at a host is found by the workers', async () => {
     app = start({ FETCH_ROBOTS: 'ignore', FETCH_HOST_CONCURRENCY: '1' });
