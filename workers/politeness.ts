@@ -15,6 +15,8 @@ import { QueueUnavailableError } from '../src/queues/index.js';
 
 /** More than is read of a robots.txt, so that one that is too large still is one. */
 const MAX_FILE_BYTES = 5 * 1024 * 1024;
+/** In which jobs come back that wait for a robots.txt which could not be had. */
+const SPREAD_MS = 10_000;
 /** A host that sends us away and says that we may come back at once is left alone for so long all the same. */
 const LEAST_COOL_MS = 1_000;
 
@@ -57,7 +59,7 @@ export class Politeness {
    *
    * @throws {DeferredError} where it has to wait
    * @throws {RejectedError} `robots`
-   * @throws {RetryableError} where robots.txt cannot be had
+   * @throws {RetryableError} where robots.txt was asked for and could not be had
    */
   async admit(visitor: Visitor, url: string): Promise<Leave> {
     const { origin, host } = new URL(url);
@@ -87,12 +89,16 @@ export class Politeness {
     await this.schedule.tend(this.#rules(), signal);
   }
 
-  /** Of a job that is refused: it may have booked while the rules were not known, and the next one shall have that. */
+  /**
+   * Of a job that is refused or put off: it may have booked while the rules were not known, and the next one shall have
+   * that. Only who asked for robots.txt in vain has spent an attempt; until somebody asks again, the others wait.
+   */
   async #allowedGap({ jobId }: Visitor, robots: Robots, url: string, crawler: string): Promise<number> {
     try {
       return allowedGap(robots, url, crawler);
     } catch (error) {
       await this.forget(jobId, url).catch(() => undefined);
+      if (error instanceof RetryableError) throw new DeferredError(comeBackAfter(error), error.message);
       throw error;
     }
   }
@@ -156,6 +162,11 @@ export class Politeness {
   #coolMs(askedMs: number | undefined): number {
     return askedMs === undefined ? this.options.coolMs : Math.max(askedMs, LEAST_COOL_MS);
   }
+}
+
+/** Not all at once: one of them asks for robots.txt, and the others wait in its host's line, or for as long again. */
+function comeBackAfter({ retryAfterMs = 0 }: RetryableError): number {
+  return Math.ceil(retryAfterMs + Math.random() * SPREAD_MS) + 1;
 }
 
 const nothing: Leave = async () => undefined;

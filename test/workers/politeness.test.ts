@@ -97,6 +97,17 @@ describe.each([
       expect(site.countOf('/1.png')).toBe(0);
     });
 
+    test('while nobody can say, only the job that asked has spent an attempt; the others wait', async () => {
+      app = start();
+      site.robots('error');
+      const [asking = ''] = await enqueue([picture(0)]);
+      await waitingForRetry(app, asking);
+      const others = await enqueue([1, 2, 3].map((n) => picture(n)));
+      await delayed(app, others);
+      for (const id of others) expect(await app.queues.job('crawl', id)).toMatchObject({ attempts: 0 });
+      expect(site.requests.map(({ path }) => path)).toEqual(['/robots.txt']);
+    });
+
     test('each tenant asks for itself, and nobody else’s answer is told', async () => {
       app = start();
       site.robots('disallow');
