@@ -41,6 +41,15 @@ export interface Visitor {
   readonly signal: AbortSignal;
 }
 
+/** A robots.txt that is asked for. */
+interface RobotsFile {
+  readonly origin: string;
+  /** Our product token. */
+  readonly crawler: string;
+  /** Where it was asked for; grows with every redirect. */
+  readonly trail: string[];
+}
+
 export class Politeness {
   constructor(
     private readonly schedule: HostSchedule,
@@ -68,13 +77,16 @@ export class Politeness {
     const robots = await this.#known(visitor.tenantId, origin);
     if (robots) return this.#enter(visitor, host, this.#rules(await this.#allowedGap(visitor, robots, url, crawler)));
     const permit = await this.schedule.enter(host, visitor.jobId, visitor.tenantId, { ...this.#rules(), most: 1 });
+    const trail = [`${origin}/robots.txt`];
     try {
-      const found = await this.#ask(visitor, origin, crawler);
+      const found = await this.#ask(visitor, { origin, crawler, trail });
       const rules = this.#rules(allowedGap(found, url, crawler));
       await permit.again(rules);
       return this.#leaving(permit, rules);
     } catch (error) {
-      if (!comesBack(error)) await this.#leaving(permit, this.#rules())(error);
+      // What another host answered, where robots.txt led, says nothing of this one.
+      const isOwn = new URL(trail.at(-1) as string).host === host;
+      if (!comesBack(error)) await this.#leaving(permit, this.#rules())(isOwn ? error : undefined);
       throw error;
     }
   }
@@ -117,23 +129,21 @@ export class Politeness {
     return robots && robots.expiresAt > Date.now() ? robots : null;
   }
 
-  async #ask(visitor: Visitor, origin: string, crawler: string): Promise<Robots> {
-    const robots = await this.#fetch(visitor, origin, crawler);
+  async #ask(visitor: Visitor, file: RobotsFile): Promise<Robots> {
+    const { origin } = file;
+    const robots = await this.#fetch(visitor, file);
     await this.cache.write([entry(visitor.tenantId, robotsFiles, sha256(origin), robots)], { hotWithoutDurable: true });
     return robots;
   }
 
   /** RFC 9309 section 2.3.1: no file allows everything, and one that cannot be had nothing. */
-  async #fetch(visitor: Visitor, origin: string, crawler: string): Promise<Robots> {
-    const trail = [`${origin}/robots.txt`];
+  async #fetch(visitor: Visitor, { origin, crawler, trail }: RobotsFile): Promise<Robots> {
     try {
       const { bytes } = await this.fetcher.fetch(trail[0] as string, {
         signal: visitor.signal,
         maxBytes: MAX_FILE_BYTES,
         trail,
-        // The permit for the origin itself is held already.
-        admit: async (url) =>
-          trail.length === 1 ? nothing : this.#enter(visitor, new URL(url).host, { ...this.#rules(), most: 1 }),
+        admit: (url) => this.#admitToFile(visitor, new URL(origin).host, url, trail.length === 1),
       });
       return robotsOf(origin, bytes, crawler);
     } catch (error) {
@@ -148,6 +158,17 @@ export class Politeness {
       if (asItWas) return unreachableRobots(origin, error.message);
       throw error;
     }
+  }
+
+  /**
+   * For the origin's own host the permit is held already. What its robots.txt leads to there (from http to https, say) is
+   * asked for at once, and counts where the next gap begins.
+   */
+  async #admitToFile(visitor: Visitor, host: string, url: string, isFirst: boolean): Promise<Leave> {
+    const asked = new URL(url).host;
+    if (asked === host && isFirst) return nothing;
+    const leave = await this.#enter(visitor, asked, { ...this.#rules(), most: 1 });
+    return asked === host ? nothing : leave;
   }
 
   /** Gives the permit back. Where that fails, its lease ends. */

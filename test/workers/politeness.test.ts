@@ -2,6 +2,7 @@
 import { setTimeout as pause } from 'node:timers/promises';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import type { App } from '../../src/app.js';
+import { DeferredError } from '../../src/errors.js';
 import { crawlQueue } from '../../src/queues/crawl.js';
 import { retryFailed } from '../../src/queues/failed.js';
 import { HostSchedule } from '../../src/queues/host-schedule.js';
@@ -9,7 +10,7 @@ import { startWorkers, type Workers } from '../../workers/start.js';
 import { crawled, crawlJob, ended } from '../support/crawl-run.js';
 import { flatImage } from '../support/images.js';
 import { PuppetEngine } from '../support/puppet-engine.js';
-import { CRAWL_DELAY_S, type Site, type SiteRequest, startSite, throttled } from '../support/site.js';
+import { CRAWL_DELAY_S, ROBOTS_ELSEWHERE, type Site, type SiteRequest, startSite, throttled } from '../support/site.js';
 import { until } from '../support/until.js';
 import { createWorld, type World } from '../support/world.js';
 
@@ -125,6 +126,32 @@ describe.each([
       const url = site.redirect('/moved.png', picture(1, other));
       expect(await crawled(app, 'acme', url)).toMatchObject({ outcome: 'rejected', reason: 'robots' });
       expect(other.requests.map(({ path }) => path)).toEqual(['/robots.txt']);
+    });
+
+    test('where robots.txt leads to its own host, whoever asked for it stays in front', async () => {
+      app = start({ FETCH_HOST_CONCURRENCY: '1', FETCH_HOST_GAP_MS: '50' });
+      const rules = site.hold(ROBOTS_ELSEWHERE, { body: 'User-agent: *\nAllow: /', type: 'text/plain' });
+      site.robots('redirect');
+      const [asking = ''] = await enqueue([picture(0)]);
+      await site.until(({ requests }) => requests.some(({ path }) => path === ROBOTS_ELSEWHERE));
+      const others = await enqueue([1, 2, 3].map((n) => picture(n)));
+      await delayed(app, others);
+      rules.release();
+      for (const job of await allEnded([asking, ...others])) expect(job).toMatchObject({ state: 'completed' });
+      const paths = site.requests.map(({ path }) => path);
+      expect(paths.slice(0, 3)).toEqual(['/robots.txt', ROBOTS_ELSEWHERE, '/0.png']);
+    });
+
+    test('where robots.txt leads to another host that has had enough, its own host is not left alone for it', async () => {
+      app = start({ FETCH_TIMEOUT_MS: '600000' });
+      await using other = await startSite({ host: '127.0.0.2' });
+      site.redirect('/robots.txt', other.put('/robots.txt', throttled(429, 3_600)));
+      const [asking = ''] = await enqueue([picture(0)]);
+      await waitingForRetry(app, asking);
+      const schedule = new HostSchedule(app.backend.state, app.queues.get('crawl'));
+      const one = { most: 1, gapMs: 0, leaseMs: 600_000 };
+      await (await schedule.enter(new URL(site.url).host, 'next', 'acme', one)).leave(one);
+      await expect(schedule.enter(new URL(other.url).host, 'next', 'acme', one)).rejects.toThrow(DeferredError);
     });
 
     test('a crowd of a host that nobody knows asks for its rules once', async () => {
