@@ -6,8 +6,9 @@ import type { S3Client } from '@aws-sdk/client-s3';
 import type { S3Settings } from '../config.js';
 import type { ObjectStore } from './object-store.js';
 
-/** Milliseconds for a connection, and without a word of the answer. */
+/** Milliseconds for a connection. */
 const CONNECT_MS = 5_000;
+/** Milliseconds in which nothing is sent and nothing comes. A whole transfer may take longer: pictures are large, links slow. */
 const SILENCE_MS = 30_000;
 const ATTEMPTS = 3;
 
@@ -16,7 +17,10 @@ type Sdk = typeof import('@aws-sdk/client-s3');
 export class S3Store implements ObjectStore {
   #opened: Promise<{ sdk: Sdk; client: S3Client }> | undefined;
 
-  constructor(private readonly settings: S3Settings) {}
+  constructor(
+    private readonly settings: S3Settings,
+    private readonly silenceMs = SILENCE_MS,
+  ) {}
 
   /** S3 shows an object once it has all of it. */
   async put(key: string, bytes: Uint8Array): Promise<void> {
@@ -62,7 +66,10 @@ export class S3Store implements ObjectStore {
         // Checksums that other stores do not know are only computed where the operation needs them.
         requestChecksumCalculation: 'WHEN_REQUIRED',
         responseChecksumValidation: 'WHEN_REQUIRED',
-        requestHandler: { connectionTimeout: CONNECT_MS, requestTimeout: SILENCE_MS, throwOnRequestTimeout: true },
+        // The SDK asks before it sends 2 MiB and more, which costs a connection of its own; some stores never answer that.
+        expectContinueHeader: false,
+        // `requestTimeout` would bound an upload as a whole, and end with the head of an answer: a body may stall as well.
+        requestHandler: { connectionTimeout: CONNECT_MS, socketTimeout: this.silenceMs },
       });
       return { sdk, client };
     });

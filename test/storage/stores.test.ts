@@ -5,11 +5,12 @@ import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
-import { toConfig } from '../../src/config.js';
+import { type S3Settings, toConfig } from '../../src/config.js';
 import { ArgumentError } from '../../src/errors.js';
 import { type ObjectStore, rawKey, thumbnailKey } from '../../src/storage/object-store.js';
 import { openObjectStore } from '../../src/storage/open.js';
-import { S3_CREDENTIALS, type S3Server, startS3 } from '../support/s3.js';
+import { S3Store } from '../../src/storage/s3-store.js';
+import { S3_CREDENTIALS, type S3Server, startS3, startStoreThat } from '../support/s3.js';
 
 let folder: string;
 let s3: S3Server;
@@ -122,7 +123,34 @@ describe('S3', () => {
     await expect(away.get('raw/x')).rejects.toThrow(/ECONNREFUSED/);
     await expect(away.put('raw/x', Buffer.from('x'))).rejects.toThrow(/ECONNREFUSED/);
   });
+
+  test('a store that falls silent within an object, or before it answers, is an error', async () => {
+    await using server = await startStoreThat((request, response) => {
+      if (request.url?.includes('half')) response.writeHead(200, { 'content-length': 100 }).write('a half');
+    });
+    const stalling = impatient(server.url);
+    await expect(stalling.get('raw/half')).rejects.toThrow(/inactivity/);
+    await expect(stalling.get('raw/none')).rejects.toThrow(/inactivity/);
+    await expect(stalling.put('raw/none', Buffer.from('x'))).rejects.toThrow(/inactivity/);
+  });
+
+  test('a large object is sent without asking first', async () => {
+    const asked: unknown[] = [];
+    await using server = await startStoreThat((request, response) => {
+      asked.push(request.headers.expect);
+      request.resume().on('end', () => response.end());
+    });
+    await open(server.url).put('raw/large', randomBytes(3_000_000));
+    expect(asked).toEqual([undefined]);
+  });
 });
+
+/** A client that waits for a tenth of a second. */
+function impatient(url: string): ObjectStore {
+  const store = new S3Store(toConfig({ STORAGE_URL: url }).storage as S3Settings, 100);
+  opened.push(store);
+  return store;
+}
 
 async function closedPort(): Promise<number> {
   const server = createServer();

@@ -1,5 +1,6 @@
-/** An S3 API server on loopback, with one empty bucket. */
+/** S3 API servers on loopback: a whole one with one empty bucket, and one that answers as a test tells it to. */
 import { mkdtemp, rm } from 'node:fs/promises';
+import { createServer, type RequestListener } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -32,6 +33,20 @@ export async function startS3(prefix = ''): Promise<S3Server> {
     [Symbol.asyncDispose]: async () => {
       await server.close();
       await rm(directory, { recursive: true, force: true });
+    },
+  };
+}
+
+export async function startStoreThat(answers: RequestListener): Promise<S3Server> {
+  const server = createServer(answers).on('checkContinue', answers);
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  const endpoint = encodeURIComponent(`http://127.0.0.1:${(server.address() as AddressInfo).port}`);
+  return {
+    bucket: 'images',
+    url: `s3://images?endpoint=${endpoint}`,
+    [Symbol.asyncDispose]: async () => {
+      server.closeAllConnections();
+      await new Promise((resolve) => server.close(resolve));
     },
   };
 }
