@@ -5,6 +5,7 @@ import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { type AddressInfo, createServer, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
+import { buffer } from 'node:stream/consumers';
 import { Redis } from 'ioredis';
 import { Client } from 'pg';
 import sharp from 'sharp';
@@ -30,7 +31,7 @@ import { type CrawlPayload, crawlQueue } from '../src/queues/crawl.js';
 import { run } from '../workers/main.js';
 import { startDeafPort } from './support/deaf.js';
 import { type OwnStack, startOwnStack } from './support/own-stack.js';
-import { S3_CREDENTIALS, startS3 } from './support/s3.js';
+import { S3_CREDENTIALS, startS3, startStoreThat } from './support/s3.js';
 import { until } from './support/until.js';
 import { createWorld, type World } from './support/world.js';
 
@@ -406,6 +407,24 @@ describe('the object store', () => {
         { check: 'object store', verdict: 'problem', says: expect.stringMatching(/correct STORAGE_URL or the AWS/) },
       ]);
     }
+  });
+
+  test('S3 that may not be listed: what is missing looks forbidden', async () => {
+    // As Amazon's answers to credentials without s3:ListBucket.
+    const objects = new Map<string | undefined, Buffer>();
+    await using server = await startStoreThat(async (request, response) => {
+      const key = request.url?.split('?')[0];
+      if (request.method === 'PUT') objects.set(key, await buffer(request));
+      const denied = '<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>';
+      response.writeHead(objects.has(key) ? 200 : 403).end(objects.get(key) ?? denied);
+    });
+    expect(await found([storageCheck(stack.config({ STORAGE_URL: server.url }))])).toEqual([
+      {
+        check: 'object store',
+        verdict: 'problem',
+        says: expect.stringMatching(/^Access Denied: bucket images does not say .* s3:ListBucket$/),
+      },
+    ]);
   });
 });
 
