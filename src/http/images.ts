@@ -69,7 +69,10 @@ async function sendObject(
   { key, etag, type, sound }: SentObject,
 ): Promise<Buffer | FastifyReply> {
   if (names(request.headers['if-none-match'], etag)) return reply.code(304).headers(headersOf(etag)).send();
-  const bytes = await app.objects.get(key);
+  const bytes = await app.objects.get(key).catch((err: unknown) => {
+    app.log.error({ err, requestId: request.id }, 'request failed: the object store did not answer');
+    throw new HttpProblem(503, 'the object store did not answer: try again soon');
+  });
   if (!bytes) throw new HttpProblem(503, 'the object of this image is missing from the store');
   if (!sound(bytes)) throw new HttpProblem(503, 'the object of this image is damaged in the store');
   reply.type(type).headers(headersOf(etag));

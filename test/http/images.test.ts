@@ -6,6 +6,7 @@ import sharp from 'sharp';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { App } from '../../src/app.js';
 import { createServer } from '../../src/http/server.js';
+import { FileStore } from '../../src/storage/file-store.js';
 import { noiseImage } from '../support/images.js';
 import { PuppetEngine } from '../support/puppet-engine.js';
 import { storeSampleImage } from '../support/stored-image.js';
@@ -124,6 +125,27 @@ test('a recorded image whose raw object is damaged is 503, and nothing is said t
   }
   await writeFile(path, bytes);
   expect((await server.inject(`${pathOf('damaged', contentHash)}/raw`)).statusCode).toBe(200);
+});
+
+describe.each(['raw', 'thumbnail'])('%s', (part) => {
+  test('is 503 where the object store does not answer, with a line in the log and no path in the answer', async () => {
+    const { contentHash } = await storeSampleImage(app, 'acme', 9);
+    // A store that cannot read what it has: its folder is a file.
+    await using own = await createServer(world.app({}, { objects: new FileStore('/dev/null') }), { api: true });
+    const headers = { 'x-request-id': `no-store-${part}` };
+    const response = await own.inject({ url: `${pathOf('acme', contentHash)}/${part}`, headers });
+    expect([response.statusCode, response.headers['retry-after']]).toEqual([503, '5']);
+    expect(response.headers).not.toHaveProperty('etag');
+    expect(response.body).not.toContain('/dev/null');
+    expect(world.logs).toContainEqual(
+      expect.objectContaining({
+        level: 'error',
+        msg: 'request failed: the object store did not answer',
+        requestId: `no-store-${part}`,
+        err: expect.objectContaining({ code: 'ENOTDIR' }),
+      }),
+    );
+  });
 });
 
 describe.each(['raw', 'thumbnail'])('a browser’s copy of %s', (part) => {
