@@ -124,7 +124,7 @@ async function service({ workers, api, bringServers }: ServiceOptions): Promise<
   try {
     const brings = bringServers && namesNoServer(readEnv());
     // Whatever else is wrong is said before servers are started for nothing.
-    if (brings) toConfig({ ...readEnv(), DATABASE_URL: 'postgres://to-come', REDIS_URL: 'none' });
+    if (brings) toConfig({ ...readEnv(), DATABASE_URL: 'postgres://to-come', REDIS_URL: 'redis://to-come' });
     const [{ connect }, { run }, { migrate }] = await Promise.all([load.app(), load.workers(), load.migrate()]);
     const own = brings ? await ownServers(closer) : null;
     const config = own ? toConfig(own.env) : await configured();
