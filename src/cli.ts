@@ -30,6 +30,13 @@ const load = {
 };
 const say = (line: string) => process.stderr.write(`${line}\n`);
 
+// Whoever reads has seen enough, as `head` has: the command goes on to its end, and says no more.
+for (const stream of [process.stdout, process.stderr]) {
+  stream.on('error', (error: NodeJS.ErrnoException) => {
+    if (error.code !== 'EPIPE') throw error;
+  });
+}
+
 const program = new Command('hybrid-cache')
   .description('Crawls images, finds faces, and remembers every fact in one hybrid Redis + PostgreSQL cache.')
   .version(packageVersion())

@@ -4,6 +4,7 @@ import { resolve } from 'node:path';
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import type { App } from '../src/app.js';
 import { FAILURE_REASONS, RetryableError } from '../src/errors.js';
+import { startCommand } from './support/command.js';
 import { type OwnStack, startOwnStack } from './support/own-stack.js';
 import { image, startWork } from './support/queue-work.js';
 import { until } from './support/until.js';
@@ -175,4 +176,12 @@ describe('a command that is not understood exits with 2', () => {
     expect(code).toBe(0);
     expect(out).toMatch(/^ {2}list .*\n[^]*^ {2}retry /m);
   });
+});
+
+test('a reader that has seen enough, as head has, is no error', async () => {
+  const env = { ...stack.servers.env, STORAGE_URL: 'file:./unused' };
+  const running = startCommand(['failed', 'list'], env);
+  running.process.stdout?.destroy();
+  const { code, err } = await running.ended;
+  expect([code, err]).toEqual([0, '']);
 });
