@@ -2,21 +2,30 @@
 import type { Query } from './query.js';
 
 /** Rows that can be reached. */
-export interface Holdings {
-  readonly images: number;
-  readonly urls: number;
-  readonly embedded: number;
-  readonly refusals: number;
-  /** Whether all of these were counted; else those with many rows are at least as many (some tenants) or about (all). */
-  readonly exact: boolean;
+export interface Holdings extends Readonly<Record<HoldingName, number>> {
+  /** Of which of these there are more: they were counted up to a bound. */
+  readonly atLeast: readonly HoldingName[];
+  /** Which of these are estimates: there were too many to count. */
+  readonly about: readonly HoldingName[];
 }
+
+/** The tables that are counted. */
+export const HOLDINGS = {
+  images: 'crawl_content_cache',
+  urls: 'crawl_cache',
+  embedded: 'face_embeddings_cache',
+  refusals: 'rejection_cache',
+} as const;
+
+export type HoldingName = keyof typeof HOLDINGS;
+export const HOLDING_NAMES = Object.keys(HOLDINGS) as HoldingName[];
 
 export interface FaceCount {
   readonly faces: number;
   /** The embedded images that were looked at, and those of them that show a face. */
   readonly images: number;
   readonly withFaces: number;
-  /** Whether these are all; else they are a part of them. */
+  /** Whether these are all; else there are more. */
   readonly exact: boolean;
 }
 
@@ -32,8 +41,7 @@ const counted = (table: string) => `(select count(*)::int from (
 
 const COUNTS = {
   name: 'holdings_of_few',
-  text: `select ${counted('crawl_content_cache')} as images, ${counted('crawl_cache')} as urls,
-      ${counted('face_embeddings_cache')} as embedded, ${counted('rejection_cache')} as refusals
+  text: `select ${HOLDING_NAMES.map((name) => `${counted(HOLDINGS[name])} as ${name}`).join(', ')}
     from (select tenant_id, ${CURRENT('tenant_id')} as generation from unnest($1::text[]) as tenant_id) as asked`,
 };
 
@@ -60,16 +68,10 @@ const FACES_OF_FEW = {
 
 /** Up to 10,000 rows of each table and tenant are counted. @throws {TierUnavailableError} */
 export async function holdingsOf(query: Query, tenants: readonly string[]): Promise<Holdings> {
-  const { rows } = await query<Omit<Holdings, 'exact'>>({ ...COUNTS, values: [tenants] });
-  const sum = { images: 0, urls: 0, embedded: 0, refusals: 0 };
-  let exact = true;
-  for (const row of rows) {
-    for (const name of Object.keys(sum) as (keyof typeof sum)[]) {
-      sum[name] += Math.min(row[name], MOST_ROWS);
-      exact &&= row[name] <= MOST_ROWS;
-    }
-  }
-  return { ...sum, exact };
+  const { rows } = await query<Record<HoldingName, number>>({ ...COUNTS, values: [tenants] });
+  const sums = { images: 0, urls: 0, embedded: 0, refusals: 0 };
+  for (const row of rows) for (const name of HOLDING_NAMES) sums[name] += Math.min(row[name], MOST_ROWS);
+  return { ...sums, atLeast: HOLDING_NAMES.filter((name) => rows.some((row) => row[name] > MOST_ROWS)), about: [] };
 }
 
 /** The faces of up to 2,000 images, the newest of all tenants or any of some. @throws {TierUnavailableError} */

@@ -5,11 +5,12 @@
  * Ten pages cost as one: a part is looked up once in a second, whoever asks for it, and what costs more less often.
  */
 import type { FastifyInstance } from 'fastify';
+import type { z } from 'zod';
 import type { App } from '../app.js';
-import { type FaceCount, facesFound, type Holdings, holdingsOf } from '../cache/holdings.js';
+import { facesFound, HOLDING_NAMES, HOLDINGS, type Holdings, holdingsOf } from '../cache/holdings.js';
 import { type NearDuplicate, searchNearDuplicates } from '../cache/near-duplicates.js';
 import { type RecentImage, recentImages } from '../cache/recent-images.js';
-import { type LookupTable, SHARED_MINUTES, SharedLookups } from '../cache/shared-lookups.js';
+import { SHARED_MINUTES, SharedLookups } from '../cache/shared-lookups.js';
 import { reasonOf } from '../errors.js';
 import { within } from '../lifecycle.js';
 import { withoutSecrets } from '../logger.js';
@@ -17,8 +18,9 @@ import { QUEUE_NAMES, type QueueName } from '../queues/contract.js';
 import { answered } from '../queues/index.js';
 import type { Access, AccessRules } from './access.js';
 import { operations, serve } from './api.js';
-import { type EndedJob, type EndedJobs, EndedJobWindow, hostAndPath } from './ended-jobs.js';
-import { type Failures, failuresOf, type Run, runOf, theirs } from './run-figures.js';
+import { type EndedJobs, EndedJobWindow, hostAndPath } from './ended-jobs.js';
+import { failuresOf, runOf, theirs } from './run-figures.js';
+import type { missing, overview } from './schemas.js';
 import { Shared } from './shared.js';
 
 const FRESH_MS = 1_000;
@@ -31,64 +33,12 @@ const TROUBLES = 6;
 const LINKS = 4;
 const CHECK_MS = 1_000;
 
-/** In place of what could not be had. */
-interface Missing {
-  readonly error: string;
-}
-
-interface Trouble extends Omit<EndedJob, 'faces'> {}
-
-export interface Overview {
-  /** When it was put together, in milliseconds since the epoch. */
-  readonly at: number;
-  /** Whose it is: `null` is all tenants. */
-  readonly tenants: readonly string[] | null;
-  /** The model of the faces. */
-  readonly model: string;
-  readonly crawl: Run | Missing;
-  readonly embedding: Run | Missing;
-  readonly holdings: Holdings | Missing;
-  readonly faces: FaceCount | Missing;
-  /** Of all tenants together; left out for those who may not see them. */
-  readonly queues?: QueueView[] | Missing;
-  readonly lookups?: LookupView | Missing;
-  /** Writes that wait for PostgreSQL. */
-  readonly replayPending?: number | null | Missing;
-  readonly tiers: TierView[];
-  readonly failures: Failures | Missing;
-  /** What was rejected or failed last. */
-  readonly troubles: Trouble[] | Missing;
-  readonly images: ImageView[] | Missing;
-}
-
-interface QueueView {
-  readonly queue: QueueName;
-  /** Waiting for a worker, whatever BullMQ calls it; and for their time to come. */
-  readonly waiting: number;
-  readonly delayed: number;
-  readonly active: number;
-  readonly completed: number;
-  readonly failed: number;
-  readonly oldestWaitingSeconds: number;
-}
-
-interface LookupView {
-  /** Of all processes within the last minutes; where Redis is turned off, of this one since it began: `null`. */
-  readonly minutes: number | null;
-  readonly byKind: LookupTable;
-}
-
-interface TierView {
-  readonly name: 'redis' | 'postgres' | 'queue';
-  readonly state: 'up' | 'down' | 'off';
-  readonly detail: string;
-}
-
-interface ImageView extends Omit<RecentImage, 'url' | 'phash'> {
-  /** Host and path of its URL. */
-  readonly address: string | null;
-  readonly nearDuplicates: { readonly contentHash: string; readonly distance: number }[];
-}
+export type Overview = z.infer<typeof overview>;
+/** A part, where its store told it. */
+type Part<Name extends keyof Overview> = Exclude<NonNullable<Overview[Name]>, Missing>;
+type Missing = z.infer<typeof missing>;
+type QueueView = Part<'queues'>[number];
+type TierView = Overview['tiers'][number];
 
 export function overviewRoutes(
   server: FastifyInstance,
@@ -96,11 +46,11 @@ export function overviewRoutes(
   access: AccessRules,
   lookups: SharedLookups | null,
 ): void {
-  const overview = new OverviewSource(app, lookups);
+  const source = new OverviewSource(app, lookups);
   serve(server, operations.overview, async (request, reply) => {
     const allowed = access.viewer(request);
     reply.header('cache-control', 'no-store').header('cross-origin-resource-policy', 'same-origin');
-    return overview.read(allowed);
+    return source.read(allowed);
   });
 }
 
@@ -182,7 +132,8 @@ class OverviewSource {
       urls: postgresStats.crawlCacheCount,
       embedded: postgresStats.faceEmbeddingsCacheCount,
       refusals: postgresStats.rejectionCacheCount,
-      exact: postgresStats.estimated.length === 0,
+      atLeast: [],
+      about: HOLDING_NAMES.filter((name) => postgresStats.estimated.includes(HOLDINGS[name])),
     };
   }
 
@@ -210,7 +161,7 @@ class OverviewSource {
     return journal ? answered(journal.pending(), CHECK_MS) : null;
   }
 
-  async #lookupView(): Promise<LookupView> {
+  async #lookupView(): Promise<Part<'lookups'>> {
     if (!this.lookups) return { minutes: null, byKind: structuredClone(this.app.metrics.lookups) };
     return { minutes: SHARED_MINUTES, byKind: await this.lookups.read() };
   }
@@ -235,7 +186,7 @@ class OverviewSource {
     ]);
   }
 
-  async #troubles(tenants: readonly string[] | null): Promise<Trouble[]> {
+  async #troubles(tenants: readonly string[] | null): Promise<Part<'troubles'>> {
     const completed = await Promise.all(QUEUE_NAMES.map((queue) => this.#completed(queue)));
     return [...completed, ...(await this.#failed())]
       .flatMap((jobs) => theirs(jobs, tenants).jobs)
@@ -245,7 +196,7 @@ class OverviewSource {
       .map(({ faces: _, ...trouble }) => trouble);
   }
 
-  async #images(tenants: readonly string[] | null, model: string): Promise<ImageView[]> {
+  async #images(tenants: readonly string[] | null, model: string): Promise<Part<'images'>> {
     const images = await recentImages(this.app.connection.query, tenants, model, IMAGES);
     return Promise.all(
       images.map(async ({ url, phash, ...image }) => {

@@ -1,6 +1,8 @@
 /** Figures about the jobs that ended last: pure sums over what `ended-jobs.ts` read. */
-import { QUEUE_NAMES, type QueueName } from '../queues/contract.js';
+import type { z } from 'zod';
+import { QUEUE_NAMES } from '../queues/contract.js';
 import type { EndedJob, EndedJobs } from './ended-jobs.js';
+import type { failures, run } from './schemas.js';
 
 const RATE_SECONDS = 60;
 /** What a tenant is told of, where the window does not hold all: the longest of these that it reaches back. */
@@ -8,35 +10,10 @@ const TENANT_SECONDS = [RATE_SECONDS, 10, 1];
 /** Seconds of one point of the curve. */
 const POINT_SECONDS = 2;
 
-interface Count {
-  readonly outcome: string;
-  readonly reason: string | null;
-  readonly jobs: number;
-}
-
 /** What became of the newest jobs of a queue, at most 1,000 of all tenants. */
-export interface Run {
-  readonly jobs: number;
-  /** Whether older ones, of whomever, are kept, too. */
-  readonly more: boolean;
-  /** When the oldest of them ended; `null` of none. */
-  readonly since: number | null;
-  /** Jobs that ended each second, over the last minute or as far back as they go. */
-  readonly perSecond: number;
-  readonly overSeconds: number;
-  /** The same as a curve: one number for every 2 s of the last minute, oldest first; `null` from before they begin. */
-  readonly curve: (number | null)[];
-  /** By outcome and reason, as in the metrics; those that are many first. */
-  readonly outcomes: Count[];
-  readonly faces: number;
-}
-
-export interface Failures {
-  readonly jobs: number;
-  /** Whether there are more, older ones. */
-  readonly more: boolean;
-  readonly reasons: { readonly queue: QueueName; readonly reason: string; readonly jobs: number }[];
-}
+export type Run = z.infer<typeof run>;
+export type Failures = z.infer<typeof failures>;
+type Count = Run['outcomes'][number];
 
 /** Those of some tenants. */
 export function theirs({ jobs, more }: EndedJobs, tenants: readonly string[] | null): EndedJobs {

@@ -1,5 +1,6 @@
 /** What goes in and out over HTTP. Checks, types and the OpenAPI document are all read off these. */
 import { z } from 'zod';
+import { HOLDING_NAMES } from '../cache/holdings.js';
 import { REJECT_REASONS } from '../errors.js';
 import { faceEmbeddingList } from '../kinds/faces.js';
 import { isSoundText } from '../kinds/kind.js';
@@ -77,7 +78,10 @@ export const crawlJobsAccepted = named(
 export const embeddingJob = named('EmbeddingJob', z.object({ tenantId, contentHash }));
 export const embeddingJobAccepted = named('EmbeddingJobAccepted', z.object({ jobId }));
 
-export const jobPath = z.object({ queue: z.enum(QUEUE_NAMES), id: z.string().min(1).max(200).refine(isSoundText) });
+export const jobPath = z.object({
+  queue: z.enum(QUEUE_NAMES),
+  id: z.string().min(1).max(200).refine(isSoundText),
+});
 
 const rejected = z.object({ outcome: z.literal('rejected'), reason: z.enum(REJECT_REASONS), detail: z.string() });
 
@@ -253,13 +257,13 @@ export const statistics = named(
   }),
 );
 
-const missing = z.object({ error: z.string() }).describe('In place of a part that cannot be told: why.');
+export const missing = z.object({ error: z.string() }).describe('In place of a part that cannot be told: why.');
 /** A part of the overview that a store tells. */
 const part = <Schema extends z.ZodType>(schema: Schema) => z.union([schema, missing]);
 const epochMs = count.describe('Milliseconds since the epoch.');
 const tenantName = z.string().nullable().describe('null where another client’s job names none.');
 
-const run = named(
+export const run = named(
   'Run',
   z.object({
     jobs: count.describe(
@@ -268,7 +272,7 @@ const run = named(
     ),
     more: z.boolean().describe('Whether older ones, of whichever tenant, are kept, too.'),
     since: epochMs.nullable().describe('When the oldest of them ended, in milliseconds since the epoch.'),
-    perSecond: z.number().min(0),
+    perSecond: z.number().min(0).describe('Jobs that ended each second, over the last `overSeconds`.'),
     overSeconds: z.number().min(0),
     curve: z
       .array(z.number().min(0).nullable())
@@ -278,6 +282,12 @@ const run = named(
     faces: count,
   }),
 );
+
+export const failures = z.object({
+  jobs: count,
+  more: z.boolean().describe('Whether there are more, older ones.'),
+  reasons: z.array(z.object({ queue: z.enum(QUEUE_NAMES), reason: z.string(), jobs: count })).readonly(),
+});
 
 const trouble = z.object({
   tenantId: tenantName,
@@ -303,6 +313,7 @@ const recentImage = z.object({
   nearDuplicates: z.array(z.object({ contentHash, distance: count })).readonly(),
 });
 
+const holdingNames = z.array(z.enum(HOLDING_NAMES)).readonly();
 const lookupResults = { redis_hit: count, postgres_hit: count, miss: count, error: count };
 
 export const overview = named(
@@ -319,7 +330,8 @@ export const overview = named(
         urls: count,
         embedded: count,
         refusals: count,
-        exact: z.boolean().describe('false where there were too many to count.'),
+        atLeast: holdingNames.describe('Of which of these there are more: of a tenant, 10,000 of each are counted.'),
+        about: holdingNames.describe('Which of these are estimates: there were too many to count.'),
       }),
     ).describe('Rows that can be reached.'),
     faces: part(
@@ -327,7 +339,7 @@ export const overview = named(
         faces: count,
         images: count.describe('Embedded images that were looked at.'),
         withFaces: count,
-        exact: z.boolean().describe('Whether these are all.'),
+        exact: z.boolean().describe('Whether these are all; else there are more.'),
       }),
     ),
     queues: part(
@@ -335,8 +347,8 @@ export const overview = named(
         .array(
           z.object({
             queue: z.enum(QUEUE_NAMES),
-            waiting: count,
-            delayed: count,
+            waiting: count.describe('For a worker, whatever BullMQ calls it.'),
+            delayed: count.describe('For their time to come.'),
             active: count,
             completed: count,
             failed: count,
@@ -363,13 +375,7 @@ export const overview = named(
         }),
       )
       .readonly(),
-    failures: part(
-      z.object({
-        jobs: count,
-        more: z.boolean(),
-        reasons: z.array(z.object({ queue: z.enum(QUEUE_NAMES), reason: z.string(), jobs: count })).readonly(),
-      }),
-    ).describe('Of the newest 1,000 failed jobs of each queue.'),
+    failures: part(failures).describe('Of the newest 1,000 failed jobs of each queue.'),
     troubles: part(z.array(trouble).readonly()).describe('What was rejected or failed last.'),
     images: part(z.array(recentImage).readonly()).describe('The newest images.'),
   }),

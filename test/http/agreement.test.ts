@@ -165,7 +165,8 @@ describe.each(['redis', 'postgres'])('over queues on %s', (backend) => {
     urls: rows.crawl_url,
     embedded: rows.face_embedding,
     refusals: rows.rejection,
-    exact: true,
+    atLeast: [],
+    about: [],
   });
 
   async function statsOfCommand(): Promise<CacheStatistics> {

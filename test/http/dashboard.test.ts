@@ -2,7 +2,7 @@
 import type { Browser, Page } from 'playwright-core';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { type Running, run } from '../../workers/main.js';
-import { hasBrowser, launchBrowser } from '../support/browser.js';
+import { launchBrowser } from '../support/browser.js';
 import { noiseImage } from '../support/images.js';
 import { PuppetEngine } from '../support/puppet-engine.js';
 import { type Site, startSite } from '../support/site.js';
@@ -11,7 +11,7 @@ import { createWorld, type World } from '../support/world.js';
 
 const TOKEN = 'dashboard-token';
 
-describe.runIf(hasBrowser)('the dashboard in a browser', () => {
+describe('the dashboard in a browser', () => {
   let world: World;
   let site: Site;
   let running: Running;

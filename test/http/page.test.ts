@@ -8,7 +8,8 @@ import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
 import type { App } from '../../src/app.js';
 import { crawlQueue } from '../../src/queues/crawl.js';
 import { type Running, run } from '../../workers/main.js';
-import { hasBrowser, launchBrowser } from '../support/browser.js';
+import { launchBrowser } from '../support/browser.js';
+import { Rows } from '../support/cache-rows.js';
 import { crawled, idle } from '../support/crawl-run.js';
 import { noiseImage, recompressed, samplePhoto } from '../support/images.js';
 import { PuppetEngine } from '../support/puppet-engine.js';
@@ -28,7 +29,7 @@ interface Opened extends AsyncDisposable {
   readonly requests: string[];
 }
 
-describe.runIf(hasBrowser)('the page in a browser', () => {
+describe('the page in a browser', () => {
   let world: World;
   let site: Site;
   let app: App;
@@ -174,6 +175,7 @@ describe.runIf(hasBrowser)('the page in a browser', () => {
     await using opened = await open();
     const { page, requests } = opened;
     const stored = await counted('select count(*) as n from crawl_content_cache');
+    await page.evaluate('document.querySelector("#tiers li").dataset.seen = "yes"');
     const first = page.locator('.gallery .picture').first();
     await first.focus();
     const href = await first.getAttribute('href');
@@ -183,6 +185,8 @@ describe.runIf(hasBrowser)('the page in a browser', () => {
     await until('the figure follows', async () => Number(await figure(page, 'stored')) === stored + 1);
     expect(await page.locator('.gallery .picture').first().getAttribute('href')).not.toBe(href);
     expect(await page.evaluate('document.activeElement.getAttribute("href")')).toBe(href);
+    // What nothing has changed about was not drawn anew: it can be selected.
+    expect(await page.locator('#tiers li[data-seen]').count()).toBe(1);
     expect(requests.filter((url) => url === `${running.address}/`)).toHaveLength(1);
   });
 
@@ -284,6 +288,35 @@ describe.runIf(hasBrowser)('the page in a browser', () => {
       expect(await about('rate')).toBe('over the last minute');
     } finally {
       vi.useRealTimers();
+      await serving.stop();
+    }
+  });
+
+  test('a figure that is not the whole says so, each for itself', async () => {
+    await using rows = await Rows.open();
+    const { client, world: large } = rows;
+    await client.query(`insert into crawl_content_cache
+        (tenant_id, generation, content_hash, raw_key, stored_at, version)
+      select 'acme', 1, lpad(to_hex(n), 64, '0'), 'r', now(), 1 from generate_series(1, 10001) as n`);
+    await client.query(`insert into face_embeddings_cache
+        (tenant_id, generation, content_hash, model, faces, payload, version)
+      select 'acme', 1, lpad(to_hex(n), 64, '0'), 'puppet-embedder@1', 2, '', 1 from generate_series(1, 2001) as n`);
+    await client.query('analyze');
+    const serving = await run(
+      large.app({ API_TOKENS: 'root-token=*,acme-token=acme' }, { engine: new PuppetEngine() }),
+      { workers: [], api: true },
+    );
+    try {
+      await using theirs = await open({ token: 'acme-token', address: serving.address });
+      const about = (page: Page, tile: string) => page.locator(`#${tile} .about`).innerText();
+      expect(await figure(theirs.page, 'stored')).toBe('10,000 or more');
+      expect(await about(theirs.page, 'stored')).toBe('at 0 URLs; 0 refusals remembered');
+      expect(await figure(theirs.page, 'faces')).toBe('4,000 or more');
+      expect(await about(theirs.page, 'faces')).toMatch(/^in 2,000 of the 2,000 images .*; there are more$/);
+      await using all = await open({ address: serving.address });
+      expect(await figure(all.page, 'stored')).toBe('about 10,001');
+      expect(await figure(all.page, 'faces')).toBe('4,000 or more');
+    } finally {
       await serving.stop();
     }
   });

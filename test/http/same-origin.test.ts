@@ -6,7 +6,7 @@ import type { Browser } from 'playwright-core';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { App } from '../../src/app.js';
 import { createServer } from '../../src/http/server.js';
-import { hasBrowser, launchBrowser } from '../support/browser.js';
+import { launchBrowser } from '../support/browser.js';
 import { until } from '../support/until.js';
 import { createWorld, type World } from '../support/world.js';
 
@@ -124,7 +124,7 @@ test('looking is no matter of origin, but nobody else may frame the dashboard', 
   expect([response.statusCode, response.headers['x-frame-options']]).toEqual([200, 'SAMEORIGIN']);
 });
 
-describe.runIf(hasBrowser)('in a browser that is logged in', () => {
+describe('in a browser that is logged in', () => {
   let browser: Browser;
   let evil: Server;
   const addressOf = (server: Server) => `http://127.0.0.1:${(server.address() as AddressInfo).port}`;

@@ -21,7 +21,6 @@ const OUTCOMES = {
 };
 const UNCOUNTED = '; older ones are not counted';
 const STORES = { redis: 'Redis cache', postgres: 'PostgreSQL', queue: 'Queues' };
-const STATES = { up: 'up', down: 'down', off: 'off' };
 
 export function draw(overview) {
   drawHead(overview);
@@ -47,16 +46,16 @@ function drawTiles({ crawl, embedding, holdings, faces, queues }) {
   tile('rate', crawl, () => [rateOf(crawl.perSecond), `over ${spanOf(crawl)}`]);
   drawCurve(crawl.curve ?? []);
   tile('stored', holdings, () => [
-    `${holdings.exact ? '' : '≈ '}${whole.format(holdings.images)}`,
-    `at ${count(holdings.urls, 'URL')}; ${count(holdings.refusals, 'refusal')} remembered`,
+    amount(holdings, 'images'),
+    `at ${amount(holdings, 'urls', 'URL')}; ${amount(holdings, 'refusals', 'refusal')} remembered`,
   ]);
   tile('faces', faces, () => {
     if (faces.exact) {
       return [whole.format(faces.faces), `in ${whole.format(faces.withFaces)} of ${count(faces.images, 'image')}`];
     }
     return [
-      whole.format(faces.faces),
-      `in ${whole.format(faces.withFaces)} of ${whole.format(faces.images)} images, and more in others`,
+      orMore(whole.format(faces.faces)),
+      `in ${whole.format(faces.withFaces)} of the ${whole.format(faces.images)} images that were looked at; there are more`,
     ];
   });
   const depth = document.getElementById('depth');
@@ -69,6 +68,18 @@ function drawTiles({ crawl, embedding, holdings, faces, queues }) {
     const later = delayed > 0 ? `; ${whole.format(delayed)} delayed` : '';
     return [whole.format(waiting), `${waiting > 0 ? `the oldest for ${duration(oldest)}` : 'none waits'}${later}`];
   });
+}
+
+/** A holding, with a mark where it is a lower bound or an estimate. */
+function amount(holdings, name, noun) {
+  const number = whole.format(holdings[name]);
+  const marked = holdings.about.includes(name) ? `about ${number}` : number;
+  const told = holdings.atLeast.includes(name) ? orMore(number) : marked;
+  return noun ? `${told} ${noun}${holdings[name] === 1 ? '' : 's'}` : told;
+}
+
+function orMore(number) {
+  return `${number} or more`;
 }
 
 function tile(id, part, describe) {
@@ -166,11 +177,12 @@ function bar(parts) {
 }
 
 function drawTiers({ tiers, replayPending }) {
+  if (!changed('tiers', [tiers, replayPending])) return;
   const items = tiers.map(({ name, state, detail }) =>
     element('li', { 'data-state': state, 'data-store': name }, [
       element('span', { class: 'dot', 'aria-hidden': 'true' }, []),
       element('span', { class: 'name' }, [STORES[name] ?? name]),
-      element('span', { class: 'state' }, [STATES[state] ?? state]),
+      element('span', { class: 'state' }, [state]),
       ...(detail ? [element('span', { class: 'detail' }, [detail])] : []),
     ]),
   );
@@ -265,16 +277,22 @@ function drawTroubles(troubles) {
 
 const drawn = new Map();
 
-/** Left alone while nothing changes, so that what somebody has selected stays selected. `facts` begins with the part. */
+/** `facts` begins with the part. */
 function panel(id, facts, describe) {
-  const seen = JSON.stringify(facts);
-  if (drawn.get(id) === seen) return;
-  drawn.set(id, seen);
+  if (!changed(id, facts)) return;
   const [part] = facts;
   const root = document.getElementById(id);
   const [about, content] = part.error === undefined ? describe() : [`Not available: ${part.error}`, []];
   root.querySelector('.about').textContent = about;
   root.querySelector('.content').replaceChildren(...content);
+}
+
+/** Since the panel was drawn. It is left alone while nothing changes, so that what somebody has selected stays selected. */
+function changed(id, facts) {
+  const seen = JSON.stringify(facts);
+  if (drawn.get(id) === seen) return false;
+  drawn.set(id, seen);
+  return true;
 }
 
 function sumOf(counts) {
