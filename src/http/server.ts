@@ -18,10 +18,14 @@ import { logRequests, requestId } from './request-log.js';
 import { refuseOtherOrigins } from './same-origin.js';
 
 const BODY_BYTES = 1024 * 1024;
+/** Of Node: a head is no longer. */
+const MOST_PATH_CHARACTERS = 16 * 1024;
 
 export async function createServer(app: App, { api }: { api: boolean }): Promise<FastifyInstance> {
   const server = fastify({
     bodyLimit: BODY_BYTES,
+    // Routes say themselves what is too long: Fastify's own 100 characters would hide jobs of other clients.
+    routerOptions: { maxParamLength: MOST_PATH_CHARACTERS },
     // A client that takes for ever to send its request holds a socket, not a job.
     requestTimeout: 60_000,
     // Connections that only wait for the next request are not waited for; `closeServer` waits for answers.

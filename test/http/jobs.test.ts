@@ -201,6 +201,17 @@ describe('GET /v1/jobs/:queue/:id', () => {
     await other.close();
   });
 
+  test.each(['x', 'ö', 'a/'])('shows a job of another client whose id is 200 characters of %j', async (part) => {
+    const own = world.app({}, { queueNamespace: `${world.namespace}-long` });
+    const other = await createServer(own, { api: true });
+    const jobId = part.repeat(200).slice(0, 200);
+    await own.queues.get('crawl').add('crawl', { v: 1, tenantId: 'acme', url: 'https://example.com/' }, { jobId });
+    const answer = await other.inject(`/v1/jobs/crawl/${encodeURIComponent(jobId)}`);
+    expect([answer.statusCode, answer.json().id]).toEqual([200, jobId]);
+    expectProblem(await other.inject(`/v1/jobs/crawl/${encodeURIComponent(`${jobId}x`)}`), 404);
+    await other.close();
+  });
+
   test.each(['/v1/jobs/crawl/none', '/v1/jobs/crawl/meta', '/v1/jobs/crawl/wait', '/v1/jobs/no-queue/1'])(
     'answers 404 for %s',
     async (url) => {
