@@ -1,8 +1,8 @@
 /** What processes count, read off the text of their metrics. */
-import type { Lab } from './lab.js';
+import type { WorkerProcess } from './worker-process.js';
 
-/** The text of every living worker's metrics. */
-export async function metricsOf({ workers }: Lab): Promise<string[]> {
+/** The text of the metrics of those that live. */
+export async function metricsOf(workers: Iterable<WorkerProcess>): Promise<string[]> {
   const alive = [...workers].filter(({ isAlive }) => isAlive);
   return Promise.all(alive.map(async (worker) => (await worker.figures()).metrics));
 }

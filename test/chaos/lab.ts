@@ -2,38 +2,52 @@
  * One run: servers, a web, worker processes, and a producer that knows what was accepted. Whatever an experiment does
  * to them, in the end `settled` waits for the jobs and `check` judges.
  */
-import { type ChildProcess, fork } from 'node:child_process';
-import { once } from 'node:events';
+import { randomUUID } from 'node:crypto';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { createInterface } from 'node:readline';
 import { setTimeout as pause } from 'node:timers/promises';
-import { fileURLToPath } from 'node:url';
 import type { QueueEvents } from 'bullmq';
 import type { App } from '../../src/app.js';
 import { type Env, toConfig } from '../../src/config.js';
 import { Closer, within } from '../../src/lifecycle.js';
 import { createLogger } from '../../src/logger.js';
+import type { QueueName } from '../../src/queues/contract.js';
 import { crawlQueue } from '../../src/queues/crawl.js';
-import { QueueUnavailableError } from '../../src/queues/index.js';
+import { answered, QueueUnavailableError } from '../../src/queues/index.js';
 import { until } from '../support/until.js';
-import { DIE_AT, openChaosApp, type Step } from './app.js';
+import { openChaosApp } from './app.js';
 import { type Expected, type Judgement, judge } from './checker.js';
-import { Origin, randomOf } from './origin.js';
+import { metricsOf } from './figures.js';
+import { Mix, type Order } from './mix.js';
+import { Origin, type OriginOptions } from './origin.js';
+import { pick, randomFor } from './random.js';
 import { Servers } from './servers.js';
-import type { FromWorker, WorkerFigures } from './worker.js';
+import { type WorkerOptions, WorkerProcess } from './worker-process.js';
 
 export type Backend = 'redis' | 'postgres';
 
-export interface LabOptions {
+export interface LabOptions extends OriginOptions {
   readonly backend: Backend;
   readonly seed: number;
   /** For the workers and the producer alike. */
   readonly env?: Env;
-  /** Milliseconds that the web takes for every answer. */
-  readonly latencyMs?: number;
 }
+
+/**
+ * Several hosts, each with permits, a gap and robots rules: faults meet whoever waits in a line, holds a permit or is
+ * about to be woken. Permits of the dead are free again after ten seconds. Without it, hosts let everybody through.
+ */
+export const POLITE = {
+  hosts: 8,
+  robots: true,
+  env: {
+    FETCH_HOST_GAP_MS: '20',
+    FETCH_HOST_CONCURRENCY: '4',
+    FETCH_ROBOTS: 'honour',
+    FETCH_TIMEOUT_MS: '5000',
+  },
+} satisfies Partial<LabOptions>;
 
 export interface Accepted {
   readonly id: string;
@@ -43,25 +57,15 @@ export interface Accepted {
   readonly at: number;
 }
 
-export interface WorkerOptions {
-  /** Dies at this step, at the first job that comes to it. */
-  readonly dieAt?: Step;
-  readonly queues?: readonly ('crawl' | 'embedding')[];
-  readonly env?: Env;
-  /** Command and arguments that the process is started with, such as `faketime`. */
-  readonly execArgv?: readonly string[];
-  /** Gets each line that it logs; `LOG_LEVEL` of `env` says which there are. */
-  readonly onLine?: (line: string) => void;
-}
-
-const WORKER = fileURLToPath(new URL('./worker.js', import.meta.url));
 const START_MS = 60_000;
 const ACCEPT_MS = 180_000;
 const AT_ONCE = 200;
-const LATE = Symbol('late');
+/** For a client of another make, whose own patience is not the matter here. */
+const FOREIGN_MS = 5_000;
+const QUEUES = ['crawl', 'embedding'] as const;
 
 export class Lab implements AsyncDisposable {
-  /** Numbers that follow from the seed. */
+  /** Numbers that follow from the seed, for what the experiment itself does, one after the other. */
   readonly random: () => number;
   /** What the producer was told is accepted, in order. */
   readonly accepted: Accepted[] = [];
@@ -70,6 +74,9 @@ export class Lab implements AsyncDisposable {
   /** When worker processes were killed, in milliseconds since the epoch. */
   readonly kills: number[] = [];
   readonly workers = new Set<WorkerProcess>();
+  /** The metrics of workers that stopped by themselves. */
+  readonly #stopped: string[] = [];
+  readonly #servers = new Set<WorkerProcess>();
   /** When each crawl job was begun, as the queue tells. */
   readonly starts = new Map<string, number[]>();
   /** When each crawl job had ended, as the queue told; not those that ended while it could not tell. */
@@ -87,7 +94,7 @@ export class Lab implements AsyncDisposable {
     events: QueueEvents,
     private readonly closer: Closer,
   ) {
-    this.random = randomOf(options.seed);
+    this.random = this.randomFor('experiment');
     events.on('active', ({ jobId }) => {
       this.starts.set(jobId, [...(this.starts.get(jobId) ?? []), Date.now()]);
     });
@@ -108,7 +115,7 @@ export class Lab implements AsyncDisposable {
         ...servers.stack.env,
         QUEUE_BACKEND: options.backend,
         STORAGE_URL: `file:${folder}`,
-        FETCH_ALLOW: `127.0.0.1/32:${origin.port}`,
+        FETCH_ALLOW: '127.0.0.1/32:*',
         FETCH_HOST_GAP_MS: '0',
         FETCH_HOST_CONCURRENCY: '1000',
         FETCH_ROBOTS: 'ignore',
@@ -129,11 +136,72 @@ export class Lab implements AsyncDisposable {
     }
   }
 
+  /** Numbers that follow from the seed, for somebody who draws beside others. */
+  randomFor(actor: string): () => number {
+    return randomFor(this.options.seed, actor);
+  }
+
+  /** What producers of this run ask for: the same each time it is begun. */
+  mix(): Mix {
+    return new Mix(this.origin, this.options.seed, { closed: this.options.robots ?? false });
+  }
+
   /** Asks the queue once, and remembers what was taken. What is refused is counted, and left. */
   async offer(urls: readonly string[], { tenantId = 'acme', force = false } = {}): Promise<Accepted[]> {
     const payloads = urls.map((url) => ({ v: 1 as const, tenantId, url, ...(force ? { force } : {}) }));
+    return this.#taken(urls, tenantId, () => this.app.queues.enqueue(crawlQueue, payloads));
+  }
+
+  /**
+   * As `offer`, and as a client of another make does it that knows nothing of ours: without identity, turn or retries, so
+   * that nothing folds a job into its twin.
+   */
+  async offerAsForeigner(urls: readonly string[], tenantId = 'acme'): Promise<Accepted[]> {
+    const jobs = urls.map((url) => ({
+      name: 'crawl',
+      data: { v: 1, tenantId, url },
+      // Ids that are counted begin anew in a Redis that lost its data.
+      opts: { jobId: randomUUID() },
+    }));
+    return this.#taken(urls, tenantId, async () => {
+      const queue = this.app.queues.get('crawl');
+      await answered(queue.count(), FOREIGN_MS);
+      return (await answered(queue.addBulk(jobs), FOREIGN_MS)).map(({ id }) => String(id));
+    });
+  }
+
+  /** Embedding jobs as such a client adds them. @returns their ids */
+  async embedAsForeigner(hashes: readonly string[], tenantId = 'acme'): Promise<string[]> {
+    const jobs = hashes.map((contentHash) => ({ name: 'embedding', data: { v: 1, tenantId, contentHash } }));
+    return (await this.app.queues.get('embedding').addBulk(jobs)).map(({ id }) => String(id));
+  }
+
+  /** Offers them once, in their order as far as one producer goes; twins as a foreigner. */
+  async offerAll(orders: readonly Order[]): Promise<Accepted[]> {
+    const groups = new Map<string, Order[]>();
+    for (const order of orders) {
+      const key = `${order.tenantId} ${order.isTwin}`;
+      groups.set(key, [...(groups.get(key) ?? []), order]);
+    }
+    const taken: Accepted[] = [];
+    for (const group of groups.values()) {
+      const [{ tenantId, isTwin }, urls] = [group[0] as Order, group.map(({ url }) => url)];
+      taken.push(...(await (isTwin ? this.offerAsForeigner(urls, tenantId) : this.offer(urls, { tenantId }))));
+    }
+    return taken;
+  }
+
+  /** Enqueues all of them, as a producer does that asks again where it is refused. */
+  async enqueue(urls: readonly string[], options: { tenantId?: string; force?: boolean } = {}): Promise<void> {
+    for (let from = 0; from < urls.length; from += AT_ONCE) {
+      const batch = urls.slice(from, from + AT_ONCE);
+      await until('the queue to take jobs', async () => (await this.offer(batch, options)).length > 0, ACCEPT_MS);
+    }
+  }
+
+  async #taken(urls: readonly string[], tenantId: string, add: () => Promise<string[]>): Promise<Accepted[]> {
     try {
-      const ids = await this.app.queues.enqueue(crawlQueue, payloads);
+      const ids = await add();
       const at = Date.now();
       const taken = ids.map((id, i) => ({ id, tenantId, url: urls[i] as string, at }));
       this.accepted.push(...taken);
@@ -145,14 +213,6 @@ export class Lab implements AsyncDisposable {
     }
   }
 
-  /** Enqueues all of them, as a producer does that asks again where it is refused. */
-  async enqueue(urls: readonly string[], options: { tenantId?: string; force?: boolean } = {}): Promise<void> {
-    for (let from = 0; from < urls.length; from += AT_ONCE) {
-      const batch = urls.slice(from, from + AT_ONCE);
-      await until('the queue to take jobs', async () => (await this.offer(batch, options)).length > 0, ACCEPT_MS);
-    }
-  }
-
   /** Resolves when the process takes jobs. */
   async worker(options: WorkerOptions = {}): Promise<WorkerProcess> {
     const worker = this.spawn(options);
@@ -161,27 +221,30 @@ export class Lab implements AsyncDisposable {
   }
 
   /** As `worker`, for a process that may die before it says anything. */
-  spawn({ dieAt, queues, env = {}, execArgv = [], onLine }: WorkerOptions = {}): WorkerProcess {
-    const child = fork(WORKER, {
-      env: {
-        PATH: process.env.PATH,
-        ...this.env,
-        ...env,
-        ...(dieAt ? { [DIE_AT]: dieAt } : {}),
-        ...(queues ? { CHAOS_QUEUES: queues.join() } : {}),
-      },
-      execArgv: [...execArgv],
-      stdio: ['ignore', onLine ? 'pipe' : 'inherit', 'inherit', 'ipc'],
-    });
-    if (onLine && child.stdout) createInterface(child.stdout).on('line', onLine);
-    const worker = new WorkerProcess(child);
+  spawn(options: WorkerOptions = {}): WorkerProcess {
+    const worker = WorkerProcess.spawn(this.env, options);
     this.workers.add(worker);
-    worker.ended.then(() => this.workers.delete(worker));
+    worker.ended.then(() => {
+      this.workers.delete(worker);
+      if (worker.lastMetrics !== undefined) this.#stopped.push(worker.lastMetrics);
+    });
     return worker;
   }
 
   async workersOf(count: number, options: WorkerOptions = {}): Promise<WorkerProcess[]> {
     return Promise.all(Array.from({ length: count }, () => this.worker(options)));
+  }
+
+  /** A process that serves the API, and works on nothing. @returns its address */
+  async serve(): Promise<string> {
+    const server = WorkerProcess.spawn({ ...this.env, PORT: '0' }, { queues: [], api: true });
+    this.#servers.add(server);
+    return server.working;
+  }
+
+  /** The text of the metrics of every worker that lives, or stopped by itself. */
+  async metrics(): Promise<string[]> {
+    return [...this.#stopped, ...(await metricsOf(this.workers))];
   }
 
   /** `kill -9`, and a note of it. */
@@ -192,24 +255,37 @@ export class Lab implements AsyncDisposable {
 
   /** One of them, by chance. */
   pick<T>(all: Iterable<T>): T {
-    const list = [...all];
-    return list[Math.floor(this.random() * list.length)] as T;
+    return pick(this.random, all);
   }
 
   /** Resolves when no job waits, runs or is put off, and the embeddings are done too. */
   async settled(ms = 5 * 60_000): Promise<void> {
-    const idle = async () => {
-      const counts = await Promise.all((['crawl', 'embedding'] as const).map((name) => this.app.queues.counts(name)));
-      return counts.every(({ waiting, prioritized, active, delayed, paused }) => {
-        return !waiting && !prioritized && !active && !delayed && !paused;
-      });
-    };
+    const isIdle = async () =>
+      (await Promise.all(QUEUES.map((name) => this.unended(name)))).every((count) => count === 0);
     for (const end = Date.now() + ms; ; ) {
-      await until('the queues to be empty', idle, Math.max(1, end - Date.now()));
+      for (const name of QUEUES) await this.emptied(name, Math.max(1, end - Date.now()));
       // Between the end of a crawl job and its embedding nothing lies; but counts of two queues are two moments.
       await pause(100);
-      if (await idle().catch(() => false)) return;
+      if (await isIdle().catch(() => false)) return;
     }
+  }
+
+  /** Resolves when no job of the queue waits, runs or is put off. */
+  async emptied(name: QueueName, ms = 5 * 60_000): Promise<void> {
+    await until(
+      `the queue ${name} to be empty`,
+      async () => {
+        const left = await this.unended(name);
+        if (left > 0) throw new Error(`${left} jobs: ${JSON.stringify(await this.app.queues.counts(name))}`);
+        return true;
+      },
+      ms,
+    );
+  }
+
+  async unended(name: QueueName): Promise<number> {
+    const { waiting = 0, prioritized = 0, active = 0, delayed = 0, paused = 0 } = await this.app.queues.counts(name);
+    return waiting + prioritized + active + delayed + paused;
   }
 
   /** Reads every store and says what was broken. Workers may go on; jobs must not. */
@@ -232,71 +308,7 @@ export class Lab implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    await Promise.all([...this.workers].map((worker) => worker.kill()));
+    await Promise.all([...this.workers, ...this.#servers].map((worker) => worker.kill()));
     await this.closer.close();
-  }
-}
-
-export class WorkerProcess {
-  /** Resolves when it takes jobs, with where it serves its health; rejects when it ends before that. */
-  readonly working: Promise<string>;
-  /** Exit code, or the signal that ended it. */
-  readonly ended: Promise<number | string>;
-
-  constructor(private readonly child: ChildProcess) {
-    this.ended = once(child, 'exit').then(([code, signal]) => code ?? signal);
-    const said = new Promise<string>((resolve) => {
-      child.on('message', (message: FromWorker) => {
-        if (message.say === 'working') resolve(message.address);
-      });
-    });
-    const died = this.ended.then((end) => {
-      throw new Error(`a worker process ended (${end}) before it worked`);
-    });
-    this.working = within(START_MS, Promise.race([said, died]), LATE).then((address) => {
-      if (address === LATE) throw new Error(`a worker process did not work within ${START_MS} ms`);
-      return address;
-    });
-    this.working.catch(() => undefined); // heard by whoever waits
-  }
-
-  get pid(): number {
-    return this.child.pid ?? 0;
-  }
-
-  get isAlive(): boolean {
-    return this.child.exitCode === null && this.child.signalCode === null;
-  }
-
-  signal(signal: NodeJS.Signals): void {
-    this.child.kill(signal);
-  }
-
-  async kill(): Promise<void> {
-    this.child.kill('SIGKILL');
-    await this.ended;
-  }
-
-  /** SIGTERM. @returns how it ended */
-  async stop(): Promise<number | string> {
-    this.child.kill('SIGTERM');
-    return this.ended;
-  }
-
-  /** What it measured since the last time it was asked. */
-  async figures(): Promise<WorkerFigures> {
-    const told = new Promise<WorkerFigures>((resolve) => {
-      const hear = (message: FromWorker) => {
-        if (message.say !== 'figures') return;
-        this.child.off('message', hear);
-        resolve(message.figures);
-      };
-      this.child.on('message', hear);
-    });
-    this.child.send('figures');
-    const ended = this.ended.then((end) => {
-      throw new Error(`a worker process ended (${end}) when it was asked for figures`);
-    });
-    return Promise.race([told, ended]);
   }
 }

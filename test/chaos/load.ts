@@ -4,19 +4,17 @@ import { setTimeout as pause } from 'node:timers/promises';
 import { sha256 } from '../../src/kinds/identity.js';
 import { until } from '../support/until.js';
 import type { Lab } from './lab.js';
-import { randomOf } from './origin.js';
+import type { Mix } from './mix.js';
+import { pick } from './random.js';
 
 const TICK_MS = 100;
 /** After a stretch in which we had no turn, no more than these seconds are made good. */
 const MOST_BEHIND_SECONDS = 1;
 
-/** Offers jobs at a rate, whatever becomes of them: of ten, seven images, one that another URL serves too, two known URLs. */
+/** Offers jobs at a rate, whatever becomes of them. */
 export class SteadyJobs {
-  readonly #urls: string[] = [];
-  readonly #random: () => number;
+  readonly #mix: Mix;
   readonly #offers = new Set<Promise<unknown>>();
-  #contents = 0;
-  #copies = 0;
   #stopped = false;
   #failure: unknown;
   #running: Promise<void> | undefined;
@@ -25,7 +23,7 @@ export class SteadyJobs {
     private readonly lab: Lab,
     readonly perSecond: number,
   ) {
-    this.#random = randomOf(lab.options.seed);
+    this.#mix = lab.mix();
   }
 
   start(): this {
@@ -43,8 +41,7 @@ export class SteadyJobs {
 
   /** Offers so many at once, beside the others. */
   burst(count: number): Promise<unknown> {
-    const urls = Array.from({ length: count }, () => this.#next());
-    const offer = this.lab.offer(urls).catch((error: unknown) => {
+    const offer = this.lab.offerAll(this.#mix.take(count)).catch((error: unknown) => {
       this.#failure = error;
     });
     this.#offers.add(offer);
@@ -62,17 +59,6 @@ export class SteadyJobs {
       due %= 1;
       await pause(TICK_MS);
     }
-  }
-
-  #next(): string {
-    const { origin } = this.lab;
-    const chance = this.#random();
-    const any = (count: number) => Math.floor(this.#random() * count);
-    if (this.#contents > 20 && chance < 0.2) return this.#urls[any(this.#urls.length)] as string;
-    const isCopy = this.#contents > 20 && chance < 0.3;
-    const url = isCopy ? origin.imageUrl(any(this.#contents), ++this.#copies) : origin.imageUrl(this.#contents++);
-    this.#urls.push(url);
-    return url;
   }
 }
 
@@ -109,7 +95,7 @@ export class LibraryUse {
   readonly #wrong: string[] = [];
   readonly #entries = new Map<string, Written>();
   readonly #keys: string[] = [];
-  readonly #random: () => number;
+  readonly #randomKey: () => number;
   #written = 0;
   #stopped = false;
   #running: Promise<unknown> | undefined;
@@ -122,12 +108,15 @@ export class LibraryUse {
       readonly withoutPostgres?: boolean;
     } = {},
   ) {
-    this.#random = randomOf(lab.options.seed + 1);
+    this.#randomKey = lab.randomFor('library writer');
   }
 
   async start(): Promise<this> {
     while (this.#entries.size < FIRST_ENTRIES) await this.#write(this.#newKey());
-    this.#running = Promise.all([...Array.from({ length: READERS }, () => this.#readOn()), this.#writeOn()]);
+    this.#running = Promise.all([
+      ...Array.from({ length: READERS }, (_, i) => this.#readOn(this.lab.randomFor(`library reader ${i}`))),
+      this.#writeOn(),
+    ]);
     return this;
   }
 
@@ -146,7 +135,7 @@ export class LibraryUse {
   async violations(): Promise<string[]> {
     const { journal } = this.lab.app.connection;
     await until('what was journaled to be replayed', async () => !(await journal?.pending()));
-    await until('the library to answer again', async () => (await this.#look(this.#someKey())) !== null);
+    await until('the library to answer again', async () => (await this.#look(this.#keys[0] as string)) !== null);
     const wrong: string[] = [...this.#wrong];
     if (!this.options.withoutPostgres) {
       if (this.unanswered > 0) wrong.push(`I4 ${this.unanswered} reads knew nothing, with PostgreSQL there`);
@@ -171,9 +160,9 @@ export class LibraryUse {
     return new Map(rows.map(({ hash, phash }) => [hash, numberOf(phash)]));
   }
 
-  async #readOn(): Promise<void> {
+  async #readOn(random: () => number): Promise<void> {
     while (!this.#stopped) {
-      const key = this.#someKey();
+      const key = pick(random, this.#keys);
       const written = this.#entries.get(key) as Written;
       const least = written.durable;
       const [at, started] = [Date.now(), performance.now()];
@@ -188,7 +177,7 @@ export class LibraryUse {
 
   async #writeOn(): Promise<void> {
     while (!this.#stopped) {
-      await this.#write(this.#written % 2 === 0 ? this.#newKey() : this.#someKey());
+      await this.#write(this.#written % 2 === 0 ? this.#newKey() : pick(this.#randomKey, this.#keys));
       await pause(WRITE_PAUSE_MS);
     }
   }
@@ -216,10 +205,6 @@ export class LibraryUse {
     this.#keys.push(key);
     this.#entries.set(key, { durable: 0, tried: 0 });
     return key;
-  }
-
-  #someKey(): string {
-    return this.#keys[Math.floor(this.#random() * this.#keys.length)] as string;
   }
 }
 

@@ -4,6 +4,7 @@
  *     npm run chaos                        everything, at CI's size
  *     npm run chaos -- E1 E3 --full        these two, at full size
  *     npm run chaos -- E1 --backend redis --seed 42      one run again, as it was
+ *     npm run chaos -- E3 --rate 100       under so many jobs a second, where the load is steady
  */
 import { mkdir, writeFile } from 'node:fs/promises';
 import { availableParallelism, cpus, totalmem } from 'node:os';
@@ -20,10 +21,12 @@ import { KILL_EXPERIMENTS } from './experiments/kills.js';
 import { MEMORY_EXPERIMENTS } from './experiments/memory.js';
 import { POSTGRES_EXPERIMENTS } from './experiments/postgres.js';
 import { REDIS_EXPERIMENTS } from './experiments/redis.js';
+import { RESTART_EXPERIMENTS } from './experiments/restarts.js';
 import type { Backend } from './lab.js';
 
 const EXPERIMENTS: readonly Experiment[] = [
   ...KILL_EXPERIMENTS,
+  ...RESTART_EXPERIMENTS,
   ...REDIS_EXPERIMENTS,
   ...BOTH_EXPERIMENTS,
   ...MEMORY_EXPERIMENTS,
@@ -54,11 +57,15 @@ const { values, positionals } = parseArgs({
     full: { type: 'boolean', default: false },
     backend: { type: 'string' },
     seed: { type: 'string' },
+    rate: { type: 'string' },
   },
 });
 const unknown = positionals.find((id) => !EXPERIMENTS.some((one) => one.id === id));
-if (unknown || (values.backend && !['redis', 'postgres'].includes(values.backend))) {
-  console.error(`expected some of ${EXPERIMENTS.map(({ id }) => id).join(' ')}, and --backend redis or postgres`);
+const rate = values.rate === undefined ? undefined : Number(values.rate);
+const isRate = rate === undefined || (Number.isInteger(rate) && rate > 0);
+if (unknown || !isRate || (values.backend && !['redis', 'postgres'].includes(values.backend))) {
+  const ids = EXPERIMENTS.map(({ id }) => id).join(' ');
+  console.error(`expected some of ${ids}, --backend redis or postgres, and --rate with jobs a second`);
   process.exit(2);
 }
 const seed = Number(values.seed ?? Math.floor(Math.random() * 2 ** 31));
@@ -94,7 +101,7 @@ process.exit(failed > 0 ? 1 : 0);
 async function tried(experiment: Experiment, backend: Backend): Promise<Result> {
   const { id, title } = experiment;
   const name = `${id} ${backend}`;
-  const trial: Trial = { backend, seed, full: values.full, say: (line) => console.log(`  ${name}: ${line}`) };
+  const trial: Trial = { backend, seed, rate, full: values.full, say: (line) => console.log(`  ${name}: ${line}`) };
   const begun = performance.now();
   const result = (figures: Figures, broken: readonly string[]): Result => {
     const seconds = Math.round((performance.now() - begun) / 1000);
@@ -103,7 +110,7 @@ async function tried(experiment: Experiment, backend: Backend): Promise<Result> 
     if (broken.length > 0) {
       for (const one of broken) console.log(`    ${one}`);
       console.log(
-        `    again: npm run chaos -- ${id} --backend ${backend} --seed ${seed}${values.full ? ' --full' : ''}`,
+        `    again: npm run chaos -- ${id} --backend ${backend} --seed ${seed}${values.full ? ' --full' : ''}${rate ? ` --rate ${rate}` : ''}`,
       );
     }
     return { id, title, backend, seed, seconds, figures, broken };

@@ -1,80 +1,168 @@
-/** The web of a run: any number of hosts, images that follow from their numbers, and a log of every request. */
+/** The web of a run: hosts, images that follow from their numbers, what is no image, and a log of every request. */
 import { once } from 'node:events';
-import { createServer, type Server } from 'node:http';
+import { createServer, type Server, type ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { setTimeout as pause } from 'node:timers/promises';
 import sharp from 'sharp';
+import type { RejectReason } from '../../src/errors.js';
+import { sha256 } from '../../src/kinds/identity.js';
+import { randomOf } from './random.js';
 
 /** Bytes that the workers of a run die of; see `app.ts`. */
 export const POISON = Buffer.from('an image that kills who processes it');
 
 export interface OriginRequest {
-  /** Path with query, as in the URL. */
-  readonly path: string;
+  readonly url: string;
   /** Milliseconds since the epoch. */
   readonly at: number;
 }
 
+/** What a URL serves in the end: bytes with this SHA-256, or what is refused for good. */
+export type Served = { readonly hash: string } | { readonly refusal: RejectReason };
+
+export interface OriginOptions {
+  /** Milliseconds that every answer takes. Default 5. */
+  readonly latencyMs?: number | undefined;
+  /** Ports of 127.0.0.1, each a host of its own to the workers. Default 1. */
+  readonly hosts?: number | undefined;
+  /** Whether there are robots rules, which close `/closed/`. Default false. */
+  readonly robots?: boolean | undefined;
+}
+
+const ROBOTS = 'User-agent: *\nDisallow: /closed/\n';
+const REFUSALS: Readonly<Record<number, RejectReason>> = { 403: 'forbidden', 404: 'gone', 410: 'gone' };
+/** Copies come soon after one another, if at all. */
+const IMAGES_KEPT = 5_000;
+
 /**
  * Serves `/<anything>/c<number>.png`: an image that is the same for the same number, and another for another. With
- * `?poison` it carries `POISON`; `/status/<code>/…` answers with that code.
+ * `?poison` it carries `POISON`; below `/flaky/` the first request of each URL is answered with 500, below `/hanging/`
+ * its answer never ends; `/words/…` is no image, and `/status/<code>/…` answers with that code.
  */
 export class Origin implements AsyncDisposable {
   readonly requests: OriginRequest[] = [];
+  /** How often a robots.txt was asked for, which is not among the requests. */
+  robotsRequests = 0;
   readonly #images = new Map<string, Promise<Buffer>>();
-  readonly #server: Server;
-  #url = '';
+  readonly #hashes = new Map<string, string>();
+  readonly #seen = new Set<string>();
+  readonly #servers: Server[] = [];
+  readonly #bases: string[] = [];
 
-  private constructor(
-    /** Milliseconds that every answer takes. */
-    private readonly latencyMs: number,
-  ) {
-    this.#server = createServer(async (request, response) => {
-      const path = request.url ?? '/';
-      this.requests.push({ path, at: Date.now() });
-      if (this.latencyMs > 0) await pause(this.latencyMs);
-      const status = /^\/status\/(\d{3})\//.exec(path)?.[1];
-      const number = /\/c(\d+)\.png/.exec(path)?.[1];
-      if (status || number === undefined) {
-        response.writeHead(Number(status ?? 404)).end();
-        return;
-      }
-      const body = await this.#image(Number(number), path.endsWith('?poison'));
-      response.writeHead(200, { 'content-type': 'image/png', 'content-length': body.length }).end(body);
-    });
-  }
+  private constructor(private readonly options: OriginOptions) {}
 
-  static async start({ latencyMs = 5 }: { latencyMs?: number } = {}): Promise<Origin> {
-    const origin = new Origin(latencyMs);
-    origin.#server.listen(0, '127.0.0.1');
-    await once(origin.#server, 'listening');
-    origin.#url = `http://127.0.0.1:${(origin.#server.address() as AddressInfo).port}`;
+  static async start(options: OriginOptions = {}): Promise<Origin> {
+    const origin = new Origin(options);
+    for (let i = 0; i < (options.hosts ?? 1); i++) await origin.#listen();
     return origin;
-  }
-
-  get port(): number {
-    return Number(new URL(this.#url).port);
   }
 
   /** The URL with this number that serves this content; further numbers of one content are further URLs of it. */
   imageUrl(content: number, copy = 0, { poison = false } = {}): string {
-    return `${this.#url}/${copy}/c${content}.png${poison ? '?poison' : ''}`;
+    return this.#at(content + copy, `/${copy}/c${content}.png${poison ? '?poison' : ''}`);
+  }
+
+  /** An image whose first request fails. */
+  flakyUrl(content: number): string {
+    return this.#at(content, `/flaky/c${content}.png`);
+  }
+
+  /** An image whose first answer never ends. */
+  hangingUrl(content: number): string {
+    return this.#at(content, `/hanging/c${content}.png`);
+  }
+
+  /** An image that robots rules close, where there are any. */
+  closedUrl(content: number): string {
+    return this.#at(content, `/closed/c${content}.png`);
+  }
+
+  wordsUrl(number: number): string {
+    return this.#at(number, `/words/${number}.png`);
   }
 
   statusUrl(status: number, number: number): string {
-    return `${this.#url}/status/${status}/${number}`;
+    return this.#at(number, `/status/${status}/${number}`);
+  }
+
+  /** What a crawl of the URL comes to; `null` where this is not the site that serves it. */
+  async served(url: string): Promise<Served | null> {
+    const base = this.#bases.find((one) => url.startsWith(`${one}/`));
+    if (!base) return null;
+    const path = url.slice(base.length);
+    if (this.options.robots && path.startsWith('/closed/')) return { refusal: 'robots' };
+    if (path.startsWith('/words/')) return { refusal: 'not-an-image' };
+    const image = imageOf(path);
+    if (image) return { hash: await this.#hash(image.number, image.poison) };
+    const refusal = REFUSALS[statusOf(path) ?? 404];
+    return refusal ? { refusal } : null;
+  }
+
+  /** Whether the first request of the URL is in vain. */
+  failsFirst(url: string): boolean {
+    return /^\/(flaky|hanging)\//.test(new URL(url).pathname);
   }
 
   /** How often each URL was asked for. */
   counts(): Map<string, number> {
     const counts = new Map<string, number>();
-    for (const { path } of this.requests) counts.set(this.#url + path, (counts.get(this.#url + path) ?? 0) + 1);
+    for (const { url } of this.requests) counts.set(url, (counts.get(url) ?? 0) + 1);
     return counts;
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    this.#server.closeAllConnections();
-    this.#server.close();
+    for (const server of this.#servers) {
+      server.closeAllConnections();
+      server.close();
+    }
+  }
+
+  #at(number: number, path: string): string {
+    return `${this.#bases[number % this.#bases.length]}${path}`;
+  }
+
+  async #listen(): Promise<void> {
+    let base = '';
+    const server = createServer((request, response) => this.#answer(base, request.url ?? '/', response));
+    this.#servers.push(server);
+    server.listen(0, '127.0.0.1');
+    await once(server, 'listening');
+    base = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
+    this.#bases.push(base);
+  }
+
+  async #answer(base: string, path: string, response: ServerResponse): Promise<void> {
+    if (path === '/robots.txt') {
+      this.robotsRequests += 1;
+      response.writeHead(this.options.robots ? 200 : 404).end(this.options.robots ? ROBOTS : '');
+      return;
+    }
+    const url = base + path;
+    const isFirst = !this.#seen.has(url);
+    this.#seen.add(url);
+    this.requests.push({ url, at: Date.now() });
+    const { latencyMs = 5 } = this.options;
+    if (latencyMs > 0) await pause(latencyMs);
+    if (isFirst && path.startsWith('/hanging/')) return drip(response);
+    await this.#serve(path, isFirst, response);
+  }
+
+  async #serve(path: string, isFirst: boolean, response: ServerResponse): Promise<void> {
+    const image = imageOf(path);
+    if (path.startsWith('/words/')) response.writeHead(200, { 'content-type': 'text/html' }).end('<p>words</p>');
+    else if (isFirst && path.startsWith('/flaky/')) response.writeHead(500).end();
+    else if (!image) response.writeHead(statusOf(path) ?? 404).end();
+    else {
+      const body = await this.#image(image.number, image.poison);
+      response.writeHead(200, { 'content-type': 'image/png', 'content-length': body.length }).end(body);
+    }
+  }
+
+  async #hash(number: number, poison: boolean): Promise<string> {
+    const key = `${number}${poison}`;
+    const hash = this.#hashes.get(key) ?? sha256(await this.#image(number, poison));
+    this.#hashes.set(key, hash);
+    return hash;
   }
 
   /** A 32 x 32 mosaic of 64 grey fields whose greys are the number's own: another picture for every number. */
@@ -84,11 +172,27 @@ export class Origin implements AsyncDisposable {
     if (!image) {
       image = drawn(number, poison);
       this.#images.set(key, image);
-      // Copies come soon after one another, if at all.
-      if (this.#images.size > 5_000) this.#images.delete(this.#images.keys().next().value as string);
+      if (this.#images.size > IMAGES_KEPT) this.#images.delete(this.#images.keys().next().value as string);
     }
     return image;
   }
+}
+
+/** Says a little every second, for ever: nobody can tell that it comes to nothing. */
+function drip(response: ServerResponse): void {
+  response.writeHead(200, { 'content-type': 'image/png' });
+  const saying = setInterval(() => response.write(' '), 1_000);
+  response.on('close', () => clearInterval(saying));
+}
+
+function imageOf(path: string): { number: number; poison: boolean } | null {
+  const number = /\/c(\d+)\.png/.exec(path)?.[1];
+  return number === undefined ? null : { number: Number(number), poison: path.endsWith('?poison') };
+}
+
+function statusOf(path: string): number | null {
+  const status = /^\/status\/(\d{3})\//.exec(path)?.[1];
+  return status === undefined ? null : Number(status);
 }
 
 async function drawn(number: number, poison: boolean): Promise<Buffer> {
@@ -101,16 +205,4 @@ async function drawn(number: number, poison: boolean): Promise<Buffer> {
     .toBuffer();
   // Behind the last chunk nobody looks.
   return poison ? Buffer.concat([png, POISON]) : png;
-}
-
-/** Numbers from 0 to 1 that follow from a seed (mulberry32). */
-export function randomOf(seed: number): () => number {
-  let state = seed >>> 0;
-  return () => {
-    state = (state + 0x6d2b79f5) >>> 0;
-    let t = state;
-    t = Math.imul(t ^ (t >>> 15), t | 1);
-    t ^= t + Math.imul(t ^ (t >>> 7), t | 61);
-    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
-  };
 }

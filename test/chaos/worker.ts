@@ -5,23 +5,10 @@ import { onShutdownSignal } from '../../src/lifecycle.js';
 import { QUEUE_NAMES } from '../../src/queues/contract.js';
 import { run } from '../../workers/main.js';
 import { DIE_AT, openChaosApp, type Step } from './app.js';
-
-/** What a worker process tells its parent. */
-export type FromWorker =
-  | { readonly say: 'working'; readonly address: string }
-  | { readonly say: 'figures'; readonly figures: WorkerFigures };
-
-export interface WorkerFigures {
-  /** Of the event loop since the last question, in milliseconds. */
-  readonly lagP99Ms: number;
-  readonly lagMaxMs: number;
-  readonly rssBytes: number;
-  /** In the text format. */
-  readonly metrics: string;
-}
+import { type FromWorker, SERVES_API, WORKS_ON, type WorkerFigures } from './worker-messages.js';
 
 const env = readEnv();
-const names = QUEUE_NAMES.filter((name) => (env.CHAOS_QUEUES ?? QUEUE_NAMES.join()).split(',').includes(name));
+const names = QUEUE_NAMES.filter((name) => (env[WORKS_ON] ?? QUEUE_NAMES.join()).split(',').includes(name));
 const app = openChaosApp(toConfig(env), { retryBaseMs: 200 }, env[DIE_AT] as Step | undefined);
 const delays = monitorEventLoopDelay({ resolution: 5 });
 delays.enable();
@@ -34,15 +21,23 @@ process.on('message', async () => {
     metrics: await app.metrics.registry.metrics(),
   };
   delays.reset();
-  tell({ say: 'figures', figures });
+  await tell({ say: 'figures', figures });
 });
 // A run that is gone wants no workers.
 process.on('disconnect', () => process.exit(1));
 
-const running = await run(app, { workers: names, api: false });
-onShutdownSignal(() => running.stop().then(() => 0));
-tell({ say: 'working', address: running.address });
+const running = await run(app, { workers: names, api: env[SERVES_API] !== undefined });
+onShutdownSignal(async () => {
+  await running.stop();
+  await tell({ say: 'stopped', metrics: await app.metrics.registry.metrics() });
+  return 0;
+});
+await tell({ say: 'working', address: running.address });
 
-function tell(message: FromWorker): void {
-  process.send?.(message, () => undefined);
+/** Resolves when it is on its way. */
+function tell(message: FromWorker): Promise<void> {
+  return new Promise((resolve) => {
+    if (process.send) process.send(message, () => resolve());
+    else resolve();
+  });
 }

@@ -7,8 +7,9 @@ import { QueueUnavailableError } from '../../../src/queues/index.js';
 import { until } from '../../support/until.js';
 import { BOTH, type Experiment, type Figures, hold, inLab, must, mustBeWithin, type Trial } from '../experiment.js';
 import { counted } from '../figures.js';
-import type { Lab, WorkerProcess } from '../lab.js';
+import type { Lab } from '../lab.js';
 import type { ServerName } from '../servers.js';
+import type { WorkerProcess } from '../worker-process.js';
 import { holdLibrary, inFlight, killRedis, type Load, type Loss, lostIn, underLoad, workAgain } from './outages.js';
 
 const ORDERS: readonly (readonly ServerName[])[] = [

@@ -219,11 +219,10 @@ async function columns(lab: Lab, facts: Facts): Promise<number> {
 async function columnsOfWorkers(lab: Lab, hashes: readonly string[]): Promise<number> {
   await damageColumns(lab, hashes);
   await unlinked(lab, 'hc:face_*:acme:*');
-  const payloads = hashes.map((contentHash) => ({ name: 'embedding', data: { v: 1, tenantId: 'acme', contentHash } }));
-  const jobs = await lab.app.queues.get('embedding').addBulk(payloads);
+  const ids = await lab.embedAsForeigner(hashes);
   await lab.settled();
-  for (const { id } of jobs) {
-    const job = await lab.app.queues.job('embedding', String(id));
+  for (const id of ids) {
+    const job = await lab.app.queues.job('embedding', id);
     const { outcome } = (job?.outcome ?? {}) as { outcome?: string };
     must(outcome === 'embedded', `a job that met damaged faces ended as ${job?.state} ${outcome} ${job?.error}`);
   }

@@ -1,40 +1,20 @@
 /** Many jobs that want the same at once, and nothing but claims to keep them apart. */
 import { KINDS } from '../../../src/kinds/index.js';
-import { until } from '../../support/until.js';
 import { BOTH, type Experiment, type Figures, hold, inLab, must, type Trial } from '../experiment.js';
-import { counted, metricsOf } from '../figures.js';
+import { counted } from '../figures.js';
 import type { Lab } from '../lab.js';
 
 /** Slots of all workers together, and jobs of one round. */
 const CROWD_SIZE = 64;
 const ROUND_MS = 120_000;
 
-/** Jobs as a producer adds them that knows nothing of ours: without identity, turn or retries. */
-async function addAsForeigner(lab: Lab, urls: readonly string[], tenantId = 'acme'): Promise<void> {
-  const jobs = urls.map((url) => ({ name: 'crawl', data: { v: 1, tenantId, url } }));
-  const added = await lab.app.queues.get('crawl').addBulk(jobs);
-  const at = Date.now();
-  lab.accepted.push(...added.map(({ id }, i) => ({ id: String(id), tenantId, url: urls[i] as string, at })));
-}
-
-async function crawled(lab: Lab): Promise<void> {
-  await until(
-    'the round to end',
-    async () => {
-      const { waiting, prioritized, active, delayed } = await lab.app.queues.counts('crawl');
-      return !waiting && !prioritized && !active && !delayed;
-    },
-    ROUND_MS,
-  );
-}
-
 /** Rounds of one new URL each. @returns the seconds of the slowest */
 async function rounds(trial: Trial, lab: Lab, from: number, to: number): Promise<number> {
   let slowest = 0;
   for (let i = from; i < to; i++) {
     const started = Date.now();
-    await addAsForeigner(lab, Array(CROWD_SIZE).fill(lab.origin.imageUrl(i)));
-    await crawled(lab);
+    await lab.offerAsForeigner(Array(CROWD_SIZE).fill(lab.origin.imageUrl(i)));
+    await lab.emptied('crawl', ROUND_MS);
     slowest = Math.max(slowest, (Date.now() - started) / 1000);
     if (i % 100 === 99) trial.say(`${i + 1} rounds`);
   }
@@ -44,7 +24,7 @@ async function rounds(trial: Trial, lab: Lab, from: number, to: number): Promise
 /** One job of each round stored, the others skipped, and the origin was asked once. */
 async function judged(lab: Lab, count: number, more: Figures): Promise<Figures> {
   await lab.settled();
-  const metrics = await metricsOf(lab);
+  const metrics = await lab.metrics();
   const deferred = counted(metrics, 'job_attempts_total', 'queue="crawl"', 'result="deferred"');
   const figures = hold(await lab.check({ mostRequests: 1, metrics }), { deferred, ...more });
   must(deferred > 0, 'no job met the claim of another: nothing was tried');
@@ -81,10 +61,10 @@ const ONE_CONTENT: Experiment = {
       for (let i = 0; i < count; i++) {
         const urls = Array.from({ length: copies }, (_, copy) => lab.origin.imageUrl(i, copy));
         must((await lab.offer(urls)).length === copies, 'the queue did not take the jobs');
-        await crawled(lab);
+        await lab.emptied('crawl', ROUND_MS);
       }
       await lab.settled();
-      const metrics = await metricsOf(lab);
+      const metrics = await lab.metrics();
       const deferred = counted(metrics, 'job_attempts_total', 'queue="crawl"', 'result="deferred"');
       const [row] = await lab.servers.sql<{ urls: number }>('select count(*)::int as urls from crawl_cache');
       // One that is put off remembers what it fetched: even so the origin is asked once for each URL.
@@ -101,6 +81,7 @@ const ONE_CONTENT: Experiment = {
 
 const SHIFTED_CLOCK = new URL('../shifted-clock.js', import.meta.url).href;
 const SHIFT_MS = 10 * 60_000;
+const SECOND_MS = 1_000;
 /** So short that ten minutes more or less cannot be overlooked. */
 const TTL_SECONDS = 300;
 const TTL_JITTER = 0.1;
@@ -139,7 +120,11 @@ const WRONG_CLOCK: Experiment = {
         figures[`runs, ${name}`] = runs;
         if (name === 'fast') await shifted.stop();
       }
-      const judgement = await lab.check({ mostRequests: 1 });
+      const judgement = await lab.check({
+        mostRequests: 1,
+        metrics: await lab.metrics(),
+        clocksApartMs: SHIFT_MS + SECOND_MS,
+      });
       const all = hold(judgement, figures);
       must(all.stored === count && all.requests === count, `of ${count} rounds ${all.stored} jobs stored`);
       return all;

@@ -12,31 +12,19 @@ import { until } from '../../support/until.js';
 import { BUILT_IN_ENGINE, ContentEngine, EMBEDDER_VERSION, ENGINE_MS } from '../app.js';
 import { BOTH, type Experiment, type Figures, hold, inLab, must, type Trial } from '../experiment.js';
 import { counted } from '../figures.js';
-import type { Lab, WorkerProcess } from '../lab.js';
+import type { Lab } from '../lab.js';
+import type { WorkerProcess } from '../worker-process.js';
 
 const TENANT = 'acme';
 const PATIENCE_MS = 20 * 60_000;
 /** Embeddings that one worker may have under way. */
 const WAVE = 250;
 
-/** Embedding jobs without an identity: nothing but claims and keys keeps them apart. */
-async function addAsForeigner({ app }: Lab, hashes: readonly string[]): Promise<void> {
-  const jobs = hashes.map((contentHash) => ({ name: 'embedding', data: { v: 1, tenantId: TENANT, contentHash } }));
-  await app.queues.get('embedding').addBulk(jobs);
-}
-
 /** Has images crawled that nobody embeds yet. @returns their hashes */
 async function crawled(lab: Lab, from: number, to: number): Promise<string[]> {
   const known = new Set(await hashesOf(lab));
   await lab.enqueue(Array.from({ length: to - from }, (_, i) => lab.origin.imageUrl(from + i)));
-  await until(
-    'the crawl to end',
-    async () => {
-      const { waiting, prioritized, active, delayed } = await lab.app.queues.counts('crawl');
-      return !waiting && !prioritized && !active && !delayed;
-    },
-    PATIENCE_MS,
-  );
+  await lab.emptied('crawl', PATIENCE_MS);
   return (await hashesOf(lab)).filter((hash) => !known.has(hash));
 }
 
@@ -172,10 +160,10 @@ const REPEATED: Experiment = {
 
       // Three jobs of each at once; and then one more, of what is known.
       const second = await crawled(lab, count, 2 * count);
-      await addAsForeigner(lab, [...second, ...second]);
+      await lab.embedAsForeigner([...second, ...second]);
       const workers = await lab.workersOf(2, { queues: ['embedding'], env: { EMBEDDING_THREADS: '8' } });
       await lab.settled(PATIENCE_MS);
-      await addAsForeigner(lab, [...first, ...second]);
+      await lab.embedAsForeigner([...first, ...second]);
       await lab.settled(PATIENCE_MS);
       const embedded = await embeddedBy(...workers);
       must(embedded === count, `I2 ${count} images that three jobs asked for were embedded ${embedded} times`);
@@ -244,10 +232,10 @@ async function photographs(trial: Trial): Promise<Figures> {
       hashes.push(hash);
     }
     must(new Set(hashes).size === PHOTOGRAPHS, 'two photographs are the same');
-    await addAsForeigner(lab, [...hashes, ...hashes, ...hashes]);
+    await lab.embedAsForeigner([...hashes, ...hashes, ...hashes]);
     const workers = await lab.workersOf(2, { queues: ['embedding'], env });
     await lab.settled(2 * 60 * 60_000);
-    await addAsForeigner(lab, hashes);
+    await lab.embedAsForeigner(hashes);
     await lab.settled(PATIENCE_MS);
     await noneFailed(lab);
     const embedded = await embeddedBy(...workers);

@@ -4,8 +4,9 @@ import { factsOf } from '../../../src/redis-info.js';
 import { until } from '../../support/until.js';
 import { type Figures, must, mustBeWithin, percentile, type Trial, ViolationError } from '../experiment.js';
 import { counted } from '../figures.js';
-import type { Accepted, Lab, WorkerProcess } from '../lab.js';
+import type { Accepted, Lab } from '../lab.js';
 import { LibraryUse, SteadyJobs } from '../load.js';
+import type { WorkerProcess } from '../worker-process.js';
 
 /** What a Redis that appends to its file every second may lose, and where its disk is slow; see ARCHITECTURE.md. */
 const LOSS_MS = 1_000;

@@ -30,7 +30,7 @@ async function workersSee(lab: Lab, up: 0 | 1): Promise<void> {
   await until(
     `all workers to see PostgreSQL ${up ? 'up' : 'down'}`,
     async () => {
-      const texts = await metricsOf(lab);
+      const texts = await metricsOf(lab.workers);
       return texts.every((text) => counted([text], 'hybrid_cache_tier_up', 'tier="postgres"') === up);
     },
     NOTICE_MS,
@@ -308,7 +308,7 @@ async function knownImage(lab: Lab): Promise<{ hash: string; rawKey: string; thu
 async function suffered(trial: Trial, lab: Lab, fault: Fault, ms: number): Promise<Figures> {
   const { guard } = lab.app.connection.tiers.postgres;
   const callers = new Callers(lab, await knownImage(lab));
-  const failed = async () => counted(await metricsOf(lab), 'hybrid_cache_tier_errors_total', 'tier="postgres"');
+  const failed = async () => counted(await metricsOf(lab.workers), 'hybrid_cache_tier_errors_total', 'tier="postgres"');
   const errorsBefore = await failed();
   let closings = 0;
   const stopListening = guard.onChange((up) => {

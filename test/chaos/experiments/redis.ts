@@ -8,8 +8,18 @@ import { perceptualHashes } from '../../../src/kinds/perceptual-hash.js';
 import { createLogger } from '../../../src/logger.js';
 import { until } from '../../support/until.js';
 import { openChaosApp } from '../app.js';
-import { BOTH, type Experiment, type Figures, hold, inLab, must, type Trial, ViolationError } from '../experiment.js';
-import type { Lab } from '../lab.js';
+import {
+  BOTH,
+  boundOf,
+  type Experiment,
+  type Figures,
+  hold,
+  inLab,
+  must,
+  type Trial,
+  ViolationError,
+} from '../experiment.js';
+import { type Lab, POLITE } from '../lab.js';
 import { holdLibrary, inFlight, killRedis, lostIn, type Outage, ratesOf, redisOutage, underLoad } from './outages.js';
 
 /** Jobs a second that leave two cores some room: queues on PostgreSQL go on while Redis is away, and cost more. */
@@ -17,8 +27,8 @@ const FULL_RATE = { redis: 40, postgres: 20 };
 
 /** One outage after the other under steady load, each followed by time to come back. */
 async function throughOutages(trial: Trial, how: 'killed' | 'frozen', lengthsMs: readonly number[]): Promise<Figures> {
-  return inLab(trial, { latencyMs: 20 }, async (lab) => {
-    const load = await underLoad(lab, trial.full ? FULL_RATE[trial.backend] : 15);
+  return inLab(trial, { latencyMs: 20, ...POLITE }, async (lab) => {
+    const load = await underLoad(lab, trial.rate ?? (trial.full ? FULL_RATE[trial.backend] : 15));
     await pause(trial.full ? 5_000 : 1_000); // what had gathered is done
     const from = Date.now();
     await pause(trial.full ? 15_000 : 3_000);
@@ -29,7 +39,7 @@ async function throughOutages(trial: Trial, how: 'killed' | 'frozen', lengthsMs:
     }
     const to = Date.now();
     await load.stop();
-    await lab.settled();
+    await lab.settled(boundOf(await lab.unended('crawl')));
     const lost = lostIn(
       lab,
       outages.flatMap(({ losses }) => losses),
