@@ -6,6 +6,9 @@ import { isReply } from '../redis-script.js';
 import { runToken } from './envelope.js';
 import { isOurs } from './tier.js';
 
+/** A connection that leaves a command without an answer for so long is replaced. */
+export const LONGEST_SILENCE_MS = 2_000;
+
 export interface RedisServer {
   /** Of this run of the server; see `envelope.ts`. */
   readonly run: Buffer;
@@ -95,7 +98,9 @@ function create(url: string, log: Logger): Redis {
     autoResendUnfulfilledCommands: false,
     // The introduction asks for more.
     enableReadyCheck: false,
-    connectTimeout: 2000,
+    connectTimeout: LONGEST_SILENCE_MS,
+    // A connection whose packets are lost says nothing at all: unless we end it, it takes the kernel minutes.
+    socketTimeout: LONGEST_SILENCE_MS,
     retryStrategy: (times) => Math.min(50 * times, 1000),
   });
   // Without a listener a lost connection would end the process. The guard reports outages; this is for the curious.

@@ -6,6 +6,7 @@
 import { Redis } from 'ioredis';
 import { Periodic } from '../lifecycle.js';
 import type { KindName, LookupResult } from '../metrics.js';
+import { LONGEST_SILENCE_MS } from './redis-connection.js';
 
 export type LookupTable = Readonly<Record<KindName, Readonly<Record<LookupResult, number>>>>;
 
@@ -33,7 +34,8 @@ export class SharedLookups {
       // What was sent and not answered may have been counted; to send it again would count it twice.
       autoResendUnfulfilledCommands: false,
       commandTimeout: DEADLINE_MS,
-      connectTimeout: 2_000,
+      connectTimeout: LONGEST_SILENCE_MS,
+      socketTimeout: LONGEST_SILENCE_MS,
       retryStrategy: (times) => Math.min(100 * times, 2_000),
     });
     // Without a listener a lost connection would end the process. The guard of the tier reports the outage.
