@@ -2,8 +2,9 @@
  * The one place that degrades. Every operation on a tier runs through its guard, which holds the deadline and the
  * circuit breaker, and logs an outage once.
  *
- *     up    an operation runs with a deadline; a lost connection makes the tier `down`, and so does a missed deadline,
- *           unless a ping that was sent at half of it was answered: then the server is busy, and not away
+ *     up    an operation runs with a deadline; a missed deadline or a lost connection makes the tier `down`, unless a ping
+ *           is answered, which is sent at half of the deadline or when the connection was lost: then the server is busy,
+ *           or has ended that connection alone
  *     down  operations are refused at once; a ping is tried after 100 ms, then at growing gaps up to one second;
  *           the first that succeeds makes the tier `up`
  *
@@ -96,7 +97,7 @@ export class Guard {
     const started = performance.now();
     return new Promise<T>((resolve, reject) => {
       const fail = (error: unknown) => {
-        if (this.#running.delete(running)) reject(this.#judged(operation, error, started));
+        if (this.#running.delete(running)) this.#judged(operation, error, started, deadlineMs).then(reject, reject);
       };
       const running: Running = { due: started + deadlineMs / 2, deadlineMs, fail };
       this.#running.add(running);
@@ -122,14 +123,16 @@ export class Guard {
     this.#listeners.clear();
   }
 
-  #judged(operation: TierOperation, error: unknown, started: number): unknown {
+  async #judged(operation: TierOperation, error: unknown, started: number, deadlineMs: number): Promise<unknown> {
     const late = error instanceof DeadlineError;
     const verdict = late ? (error.alive ? 'unserved' : 'away') : this.tier.judge(error);
     const reason: TierErrorReason = late ? 'timeout' : verdict === 'away' ? 'connection' : verdict;
     this.events.tierFailed(this.tier.name, operation, reason, error);
     if (verdict === 'wrong') return error;
+    const leftMs = started + deadlineMs - performance.now();
+    const alive = verdict === 'away' && !late && (await this.#answersPing(Math.min(leftMs, deadlineMs / 2)));
     // What was asked before the tier came back says nothing about how it is now.
-    if (verdict === 'away' && started > this.#upSince) this.#down(reasonOf(error));
+    if (verdict === 'away' && !alive && started > this.#upSince) this.#down(reasonOf(error));
     return new TierUnavailableError(this.tier.name, reasonOf(error), { cause: error });
   }
 

@@ -69,7 +69,7 @@ export class PostgresTier implements Tier {
   async read(lookups: readonly Lookup[], known: Known = () => null): Promise<Found[]> {
     const found: Found[] = lookups.map(() => ABSENT);
     const groups = grouped(lookups);
-    for (const [part, slot, generation, version, ...rest] of await this.#query(selection(groups, known))) {
+    for (const [part, slot, generation, version, ...rest] of await this.#ask(selection(groups, known))) {
       const group = groups[part];
       const place = group?.items[slot];
       if (!group || !place) continue;
@@ -138,6 +138,14 @@ export class PostgresTier implements Tier {
   async close(): Promise<void> {
     await this.pool.end();
     if (this.probes !== this.pool) await this.probes.end();
+  }
+
+  /** Where its connection was lost, once more on another: a server may end one of many. */
+  #ask(question: Statement): Promise<Row[]> {
+    return this.#query(question).catch((error: unknown) => {
+      if (this.judge(error) !== 'away') throw error;
+      return this.#query(question);
+    });
   }
 
   async #query<Answer extends unknown[] = Row>(statement: Statement): Promise<Answer[]> {

@@ -47,6 +47,34 @@ test('a lock on one table does not take the tier away from the others [M19]', as
   expect(world.logs.filter(({ msg }) => String(msg).startsWith('PostgreSQL cache unavailable'))).toEqual([]);
 });
 
+test('a connection that PostgreSQL ends is no outage: a look-up goes on with another, a write is not durable', async () => {
+  world.logs.length = 0;
+  const blocker = new Client({ connectionString: world.databaseUrl });
+  await blocker.connect();
+  const endTheWaiting = () =>
+    until('a connection to wait for the blocker', async () => {
+      const { rows } = await app.connection.pool.query(
+        `select pg_terminate_backend(pid) from pg_stat_activity
+           where datname = current_database() and cardinality(pg_blocking_pids(pid)) > 0`,
+      );
+      return rows.length > 0;
+    });
+  try {
+    await blocker.query('begin; lock table perceptual_hash_cache in access exclusive mode');
+    const written = app.cache.cachePerceptualHash(HASH, 'ended', 'f'.repeat(16));
+    await endTheWaiting();
+    expect(await written).toBe(false);
+    const asked = read(perceptualHashes);
+    await endTheWaiting();
+    await blocker.query('commit');
+    expect(await asked).toBe('miss');
+  } finally {
+    await blocker.end();
+  }
+  expect(await app.cache.cachePerceptualHash(HASH, 'ended', 'f'.repeat(16))).toBe(true);
+  expect(world.logs.filter(({ msg }) => /available/.test(String(msg)))).toEqual([]);
+});
+
 test('who waited in vain to be told of a URL does not wait again to record it', async () => {
   const both = world.app();
   const bytes = Buffer.from('bytes under two URLs');
