@@ -23,8 +23,6 @@ export interface FetchOptions {
   /** Sent as it is. */
   userAgent: string;
   policy: AddressPolicy;
-  /** Redirects followed at most; 5. */
-  maxRedirects?: number;
   /** Milliseconds for one connection, its name and TLS included; 10,000. */
   connectTimeoutMs?: number;
   /** Milliseconds without a byte of the headers, then of the body; 10,000. Kept to about a second. */
@@ -67,21 +65,21 @@ type Followed = RequestOptions & {
   readonly validators: Validators | null;
 };
 
+type Conditions = Readonly<Record<string, string>>;
+
 export interface Fetched {
   /** Decompressed, never empty. */
   bytes: Buffer;
   /** The canonical URL of the last hop. */
   finalUrl: string;
-  contentType: string | null;
   etag: string | null;
   lastModified: string | null;
-  /** 200, or another success that brings a whole body. */
-  status: number;
 }
 
 /** Headers, interim responses and chunk sizes of everything that comes over one connection. */
 const WIRE_SLACK_BYTES = 8 * 1024 * 1024;
 
+const MAX_REDIRECTS = 5;
 const REDIRECTS = new Set([301, 302, 303, 307, 308]);
 const SUCCESSES = new Set([200, 201, 202, 203, 204, 205]);
 
@@ -93,11 +91,10 @@ export class Fetcher implements AsyncDisposable {
   /** Opens nothing yet. */
   constructor(options: FetchOptions) {
     this.#options = options;
-    const { policy } = options;
     const timeoutMs = Math.min(options.connectTimeoutMs ?? 10_000, options.timeoutMs);
-    const isLocal = (host: string) => isPrivateName(host) || policy.names(host);
+    const isLocal = (host: string) => isPrivateName(host) || options.policy.names(host);
     this.#connector = new PinnedConnector({
-      policy,
+      policy: options.policy,
       // Half of the time for the connection, so that a name that does not resolve is told from a host that does not answer.
       lookup: options.lookup ?? createLookup({ isLocal, timeoutMs: timeoutMs / 2 }),
       timeoutMs,
@@ -181,9 +178,8 @@ export class Fetcher implements AsyncDisposable {
       if (typeof got !== 'string') return got;
       if (trail.includes(got)) throw new RejectedError('gone', `redirect loop at ${placeOf(got)}`);
       trail.push(got);
-      const most = this.#options.maxRedirects ?? 5;
-      if (trail.length > most + 1) {
-        throw new RejectedError('gone', `redirect loop: more than ${most} redirects at ${placeOf(got)}`);
+      if (trail.length > MAX_REDIRECTS + 1) {
+        throw new RejectedError('gone', `redirect loop: more than ${MAX_REDIRECTS} redirects at ${placeOf(got)}`);
       }
     }
   }
@@ -238,13 +234,9 @@ export class Fetcher implements AsyncDisposable {
     return orAborted(signal, sent).finally(leave);
   }
 
-  async #read(
-    response: Dispatcher.ResponseData,
-    finalUrl: string,
-    maxBytes = this.#options.maxBytes,
-  ): Promise<Fetched> {
+  async #read(response: Dispatcher.ResponseData, finalUrl: string, most?: number): Promise<Fetched> {
     const bytes = await readBody(response.body, {
-      maxBytes,
+      maxBytes: most ?? this.#options.maxBytes,
       length: header(response, 'content-length'),
       encoding: header(response, 'content-encoding'),
     });
@@ -252,16 +244,14 @@ export class Fetcher implements AsyncDisposable {
     return {
       bytes,
       finalUrl,
-      contentType: header(response, 'content-type'),
       etag: header(response, 'etag'),
       lastModified: header(response, 'last-modified'),
-      status: response.statusCode,
     };
   }
 }
 
 /** Validators are those of the first URL: where it leads to, the same date or tag may stand for other bytes. */
-function conditionsOf({ trail, validators }: Followed): Record<string, string> {
+function conditionsOf({ trail, validators }: Followed): Conditions {
   if (trail.length > 1) return {};
   return {
     ...(validators?.etag ? { 'if-none-match': validators.etag } : {}),

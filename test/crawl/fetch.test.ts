@@ -16,10 +16,8 @@ describe('a good site', () => {
     expect(await client.fetch(`${url}?v=%7e#top`)).toEqual({
       bytes: body,
       finalUrl: `${url}?v=~`,
-      contentType: 'image/jpeg',
       etag: '"1"',
       lastModified: 'Sun, 06 Nov 1994 08:49:37 GMT',
-      status: 200,
     });
     expect(site.requests).toMatchObject([
       {
@@ -33,8 +31,8 @@ describe('a good site', () => {
   it('gives null for headers that are not there', async () => {
     await using site = await startSite();
     await using client = fetcher();
-    const got = await client.fetch(site.put('/a', { body: 'x', headers: { 'content-type': [] } }));
-    expect(got).toMatchObject({ contentType: null, etag: null, lastModified: null });
+    const got = await client.fetch(site.put('/a', { body: 'x' }));
+    expect(got).toMatchObject({ etag: null, lastModified: null });
   });
 
   it('is asked over the connections that are open already', async () => {
@@ -59,8 +57,8 @@ describe('a good site', () => {
     await using site = await startSite({ host: '::1' });
     await using client = fetcher({ lookup: async () => [{ address: '::1', family: 6 }] });
     site.put('/a', { body: 'x' });
-    expect((await client.fetch(`${site.url}/a`)).status).toBe(200);
-    expect((await client.fetch(`http://site.test:${site.port}/a`)).status).toBe(200);
+    expect((await client.fetch(`${site.url}/a`)).bytes.toString()).toBe('x');
+    expect((await client.fetch(`http://site.test:${site.port}/a`)).bytes.toString()).toBe('x');
     expect(site.requests.at(-1)?.headers.host).toBe(`site.test:${site.port}`);
   });
 
@@ -73,7 +71,7 @@ describe('a good site', () => {
       ],
     });
     site.put('/a', { body: 'x' });
-    expect((await client.fetch(`http://site.test:${site.port}/a`)).status).toBe(200);
+    expect((await client.fetch(`http://site.test:${site.port}/a`)).bytes.toString()).toBe('x');
   });
 
   it.each([
@@ -97,7 +95,7 @@ describe('a redirect', () => {
     await using client = fetcher();
     const end = site.put('/c', { body: 'x' });
     site.redirect('/deep/b', `${end}#part`, status);
-    expect(await client.fetch(site.redirect('/a', 'deep/b', status))).toMatchObject({ finalUrl: end, status: 200 });
+    expect(await client.fetch(site.redirect('/a', 'deep/b', status))).toMatchObject({ finalUrl: end });
   });
 
   it('is followed five times and not more', async () => {
@@ -260,7 +258,7 @@ describe('a status', () => {
     const url = site.failTimes('/a', 2, 500);
     expect((await failure(client.fetch(url))).reason).toBe('server-error');
     expect((await failure(client.fetch(url))).reason).toBe('server-error');
-    expect((await client.fetch(url)).status).toBe(200);
+    expect((await client.fetch(url)).bytes.toString()).toBe('x');
   });
 
   it('of failure with a small page leaves the connection in use', async () => {
@@ -307,15 +305,15 @@ describe('a bad answer', () => {
     expect(site.connections).toBe(1);
   });
 
-  it.each<[Behaviour, string]>([
-    ['html', 'text/html'],
-    ['html-as-jpeg', 'image/jpeg'],
-  ])('that is %s is handed on with its type: what is an image is decided from the bytes', async (behaviour, type) => {
-    await using site = await startSite();
-    await using client = fetcher();
-    const { bytes, contentType } = await client.fetch(site.behave('/a.jpg', behaviour));
-    expect([bytes.toString('latin1', 0, 15), contentType]).toEqual(['<!doctype html>', type]);
-  });
+  it.each<Behaviour>(['html', 'html-as-jpeg'])(
+    'that is %s is handed on, whatever type it says: what is an image is decided from the bytes',
+    async (behaviour) => {
+      await using site = await startSite();
+      await using client = fetcher();
+      const { bytes } = await client.fetch(site.behave('/a.jpg', behaviour));
+      expect(bytes.toString('latin1', 0, 15)).toBe('<!doctype html>');
+    },
+  );
 
   it('that is longer than it says is cut where it said, and its connection is not used again', async () => {
     await using site = await startSite();
