@@ -13,6 +13,7 @@ import { Closer } from '../../src/lifecycle.js';
 import { rawKey } from '../../src/storage/object-store.js';
 import { workOf } from '../../workers/jobs.js';
 import type { Run } from '../../workers/run.js';
+import { enqueueMissing } from '../../workers/sweep.js';
 import { Link } from '../cache/chaos-support.js';
 import { noiseImage } from '../support/images.js';
 import { PuppetEngine } from '../support/puppet-engine.js';
@@ -23,11 +24,13 @@ import { createWorld, redisClient, type World } from '../support/world.js';
 const TENANTS = ['a', 'b'] as const;
 const URLS = [0, 1, 2] as const;
 const CONTENTS = [0, 1, 2] as const;
+/** What a URL serves that is no image. */
+const NO_IMAGE = CONTENTS.length;
 /** What a process may have done last, in the order of the job. */
 const STEPS = ['claimed', 'fetched', 'objects put', 'committed', 'in Redis', 'embedding enqueued'] as const;
 type Step = (typeof STEPS)[number];
 /** How a run ended. */
-type End = 'stored' | 'skipped url' | 'skipped content' | 'deferred' | 'dead';
+type End = 'stored' | 'skipped url' | 'skipped content' | 'rejected not-an-image' | 'deferred' | 'dead';
 
 interface Job {
   readonly id: string;
@@ -43,13 +46,21 @@ interface Job {
 
 /** What there is, as far as a tenant can tell. */
 class TenantModel {
-  readonly urls = new Map<number, { content: number; job: string }>();
+  readonly urls = new Map<number, { content: number; job: string | null }>();
+  /** URLs of which the last thing known is that they served no image. */
+  readonly refused = new Set<number>();
   /** Which job stored it. */
   readonly contents = new Map<number, string>();
   readonly objects = new Set<number>();
+  /** Whose embedding was asked for, as far as the queue knows. */
   readonly embeddings = new Set<number>();
   /** By subject: `u0`, `c2`. */
   readonly claims = new Map<string, string>();
+
+  remember(url: number, content: number, job: string | null): void {
+    this.urls.set(url, { content, job });
+    this.refused.delete(url);
+  }
 
   releaseAll({ id }: Job): void {
     for (const [subject, holder] of this.claims) if (holder === id) this.claims.delete(subject);
@@ -68,12 +79,19 @@ class Model {
 
   run(job: Job, dieAt: Step | null): End {
     const tenant = this.tenants.get(job.tenant) as TenantModel;
-    const end = this.#crawl(tenant, job, dieAt);
+    const crawled = this.#crawl(tenant, job, dieAt);
+    const end = crawled === 'no image' ? this.#refuse(tenant, job, dieAt) : crawled;
     if (job.deaths > 0 && end !== 'dead' && end !== 'deferred') tenant.releaseAll(job);
     return end;
   }
 
-  #crawl(tenant: TenantModel, job: Job, dieAt: Step | null): End {
+  #refuse(tenant: TenantModel, job: Job, dieAt: Step | null): End {
+    tenant.refused.add(job.url);
+    return dieAt === 'committed' || dieAt === 'in Redis' ? 'dead' : 'rejected not-an-image';
+  }
+
+  #crawl(tenant: TenantModel, job: Job, dieAt: Step | null): End | 'no image' {
+    if (tenant.refused.has(job.url) && !job.force) return 'rejected not-an-image';
     const known = tenant.urls.get(job.url);
     if (known && (known.job === job.id || (job.runs > 0 && tenant.contents.get(known.content) === job.id))) {
       tenant.releaseAll(job);
@@ -90,26 +108,27 @@ class Model {
       const content = this.served[job.url] as number;
       this.requests[job.url] = (this.requests[job.url] as number) + 1;
       if (dieAt === 'fetched') return 'dead';
+      if (content === NO_IMAGE) return 'no image';
       return this.#knownContent(tenant, job, content, dieAt) ?? this.#store(tenant, job, content, dieAt);
-    }) as End;
+    });
   }
 
   #knownContent(tenant: TenantModel, job: Job, content: number, dieAt: Step | null): End | null {
     if (!tenant.contents.has(content)) return null;
-    tenant.urls.set(job.url, { content, job: job.id });
+    tenant.remember(job.url, content, job.id);
     if (dieAt === 'committed' || dieAt === 'in Redis') return 'dead';
     return this.#told(tenant, job, content, dieAt);
   }
 
   #store(tenant: TenantModel, job: Job, content: number, dieAt: Step | null): End {
-    const end = claimed(tenant, `c${content}`, job, () => {
+    const end = claimed(tenant, `c${content}`, job, (): End => {
       tenant.objects.add(content);
       if (dieAt === 'objects put') return 'dead';
       tenant.contents.set(content, job.id);
-      tenant.urls.set(job.url, { content, job: job.id });
+      tenant.remember(job.url, content, job.id);
       if (dieAt === 'committed' || dieAt === 'in Redis') return 'dead';
       return this.#told(tenant, job, content, dieAt);
-    }) as End;
+    });
     if (end === 'deferred') this.fetched.set(job.id, content);
     return end;
   }
@@ -123,7 +142,7 @@ class Model {
 }
 
 /** A claim is given back, unless its holder dies. */
-function claimed(tenant: TenantModel, subject: string, job: Job, work: () => End | null): End | null {
+function claimed<E>(tenant: TenantModel, subject: string, job: Job, work: () => E): E | 'deferred' {
   const holder = tenant.claims.get(subject);
   if (holder !== undefined && holder !== job.id) return 'deferred';
   tenant.claims.set(subject, job.id);
@@ -144,6 +163,7 @@ beforeAll(async () => {
   site = await startSite();
   link = await Link.to(world.redisUrl);
   images = await Promise.all(CONTENTS.map((content) => noiseImage(24, 24, content + 1)));
+  images[NO_IMAGE] = Buffer.from('<!doctype html><title>no</title>');
 });
 
 afterAll(async () => {
@@ -235,6 +255,14 @@ class Real {
     }
   }
 
+  /** What the embedding queue holds of a tenant: nobody works there. */
+  async asked(name: string): Promise<Set<string>> {
+    const jobs = await this.plain.queues.get('embedding').getJobs(['waiting', 'prioritized']);
+    const own = jobs.filter(({ data }) => data.tenantId === this.tenant(name));
+    return new Set(own.map(({ data }) => data.contentHash));
+  }
+
+  /** The cache's keys and the queues. */
   async forgetRedis(): Promise<void> {
     const redis = redisClient(world);
     const keys = await redis.keys(`${world.namespace}:*`);
@@ -294,7 +322,8 @@ async function compare(model: Model, real: Real): Promise<void> {
   for (const [name, tenant] of model.tenants) {
     const tenantId = real.tenant(name);
     for (const url of URLS) {
-      const { record } = await real.plain.records.urlFacts(tenantId, real.url(url));
+      const { record, rejection } = await real.plain.records.urlFacts(tenantId, real.url(url));
+      expect(rejection !== null).toBe(tenant.refused.has(url));
       const known = tenant.urls.get(url);
       const expected = known && { contentHash: hashOf(known.content), jobId: known.job };
       expect(record && { contentHash: record.contentHash, jobId: record.jobId }).toEqual(expected ?? null);
@@ -306,6 +335,7 @@ async function compare(model: Model, real: Real): Promise<void> {
       expect(object !== null).toBe(tenant.objects.has(content));
       if (found) expect(object).not.toBeNull();
     }
+    expect(await real.asked(name)).toEqual(new Set([...tenant.embeddings].map(hashOf)));
     const { rows } = await pool.query('select subject, holder from claims where tenant_id = $1', [tenantId]);
     const subjects = new Map([
       ...URLS.map((url): [string, string] => [`url:${sha256(real.url(url))}`, `u${url}`]),
@@ -314,6 +344,15 @@ async function compare(model: Model, real: Real): Promise<void> {
     expect(new Map(rows.map((row) => [subjects.get(row.subject), row.holder]))).toEqual(tenant.claims);
   }
   expect(URLS.map((url) => real.requestsOf(url))).toEqual(model.requests);
+}
+
+/** A sweep finds what got lost on the way, and whose record is there. */
+async function everyRecordIsAskedFor(model: Model, real: Real): Promise<void> {
+  await enqueueMissing(real.plain, real.plain.models.embedding, new Date(0));
+  for (const [name, { contents, embeddings }] of model.tenants) {
+    const expected = new Set([...embeddings, ...contents.keys()]);
+    expect(await real.asked(name)).toEqual(new Set([...expected].map(hashOf)));
+  }
 }
 
 const hashOf = (content: number) => sha256(images[content] as Buffer);
@@ -372,7 +411,7 @@ const COMMANDS = [
       ({ unfinished }) => unfinished.length > 0,
     ),
   ),
-  fc.tuple(fc.constantFrom(...URLS), fc.constantFrom(...CONTENTS)).map(([url, content]) =>
+  fc.tuple(fc.constantFrom(...URLS), fc.constantFrom(...CONTENTS, NO_IMAGE)).map(([url, content]) =>
     command(`serve ${content} at ${url}`, async (model, real) => {
       model.served[url] = content;
       real.serve(url, content);
@@ -383,10 +422,30 @@ const COMMANDS = [
       const tenant = model.tenants.get(name) as TenantModel;
       tenant.urls.clear();
       tenant.contents.clear();
+      tenant.refused.clear();
       await real.plain.cache.invalidateTenantCache(real.tenant(name));
     }),
   ),
-  fc.constant(command('Redis forgets', (_, real) => real.forgetRedis())),
+  fc
+    .tuple(fc.constantFrom(...TENANTS), fc.constantFrom(...URLS), fc.constantFrom(...CONTENTS))
+    .map(([name, url, content]) =>
+      command(
+        `the library records ${content} at ${url} of ${name}`,
+        async (model, real) => {
+          (model.tenants.get(name) as TenantModel).remember(url, content, null);
+          const bytes = images[content] as Buffer;
+          await real.plain.cache.storeCrawledImage(real.url(url), bytes, { rawKey: 'theirs' }, real.tenant(name));
+        },
+        // Of others it would be the only record, and their bytes in a store of its user's own.
+        ({ tenants }) => tenants.get(name)?.contents.has(content) === true,
+      ),
+    ),
+  fc.constant(
+    command('Redis forgets, the queues too', async (model, real) => {
+      for (const { embeddings } of model.tenants.values()) embeddings.clear();
+      await real.forgetRedis();
+    }),
+  ),
   fc.constant(
     command('Redis is cut off or comes back', async (model) => {
       model.redisIsUp = !model.redisIsUp;
@@ -411,6 +470,7 @@ test('a crawl job does what its model does, whatever dies', { timeout: 300_000 }
         await compare(model, real);
       }
       for (const { claims } of model.tenants.values()) expect(claims.size).toBe(0);
+      await everyRecordIsAskedFor(model, real);
       const observer = open({ REDIS_URL: link.url, QUEUE_REDIS_URL: world.redisUrl });
       await until('both tiers to agree', async () => (await verify(observer.connection)).differences.length === 0);
       await observer.close();
