@@ -123,12 +123,12 @@ const choice = <T extends string>(fallback: T, choices: readonly T[]): Variable<
 });
 
 const url = (protocols: readonly string[], also: readonly string[] = []): Variable<string> => ({
-  expects: `${[...protocols.map((protocol) => `${protocol}//…`), ...also].join(' or ')}, with @ / # of a password as %40 %2F %23`,
+  expects: `${[...protocols.map((protocol) => `${protocol}//…`), ...also].join(' or ')}, with @ / ? # of a password as %40 %2F %3F %23`,
   fallback: '',
   parse: (value) => {
     if (also.includes(value)) return value;
     // A password with such a character moves the host's place: its tail would be looked up, and logged, as a name.
-    if (value.split('@').length > 2 || value.includes('#') || /^[^/]*\/\/[^@]*\/[^@]*@/.test(value)) return undefined;
+    if (value.split('@').length > 2 || value.includes('#') || /^[^/]*\/\/[^@]*[/?][^@]*@/.test(value)) return undefined;
     return URL.canParse(value) && protocols.includes(new URL(value).protocol) ? value : undefined;
   },
   secret: true,

@@ -201,6 +201,21 @@ test('every problem is told at once, in the order of the variables: the variable
   ]);
 });
 
+test.each(['@', '/', '?', '#'])(
+  'a password with a bare %s, which would move the place of the host, is refused',
+  (character) => {
+    for (const [name, scheme] of [
+      ['REDIS_URL', 'redis'],
+      ['DATABASE_URL', 'postgres'],
+    ] as const) {
+      const [problem] = problemsOf({ [name]: `${scheme}://user:123${character}${SECRET}@host` });
+      expect(problem).toMatch(/with @ \/ \? # of a password as %40 %2F %3F %23; got \[secret\]$/);
+      const encoded = `${scheme}://user:123${encodeURIComponent(character)}x@host`;
+      expect(toConfig({ [name]: encoded }).env).toEqual({ [name]: encoded });
+    }
+  },
+);
+
 test('no message repeats a secret', () => {
   const problems = problemsOf({
     REDIS_URL: `http://user:${SECRET}@host`,
