@@ -3,9 +3,9 @@
  * statement and so one round trip and one transaction.
  */
 import type { DatabaseError, Pool } from 'pg';
+import { ServerClock } from '../server-clock.js';
 import { type Known, selection } from './postgres-read.js';
 import { insertion, restoration } from './postgres-write.js';
-import { ServerClock } from './server-clock.js';
 import { cellsOf, grouped, type Statement } from './statement.js';
 import {
   ABSENT,

@@ -2,24 +2,14 @@
  * Where the queues live: Redis or PostgreSQL, both BullMQ's own. Everything the two need differently stands here; what
  * a queue promises is the same on both.
  */
-import { setTimeout as pause } from 'node:timers/promises';
-import {
-  createPostgresBackend,
-  type Job,
-  type Processor,
-  Queue,
-  QueueEvents,
-  UnrecoverableError,
-  Worker,
-  type WorkerOptions,
-} from 'bullmq';
-import { Client, type Pool } from 'pg';
+import { type Job, type Processor, Queue, QueueEvents, UnrecoverableError, Worker, type WorkerOptions } from 'bullmq';
 import type { Config, PostgresConfig } from '../config.js';
-import { createPool, hearLostConnections, POOL_SIZES } from '../db/client.js';
+import { createPool, POOL_SIZES } from '../db/client.js';
 import { RetryableError } from '../errors.js';
 import type { Events } from '../events.js';
 import type { Logger } from '../logger.js';
 import { type QueueName, RETENTION } from './contract.js';
+import { createPatientBackend } from './patient-postgres.js';
 import type { QueueState } from './state.js';
 import { PostgresQueueState } from './state-postgres.js';
 import { RedisQueueState } from './state-redis.js';
@@ -154,7 +144,7 @@ function onPostgres(
 class PatientWorker extends Worker {
   readonly #thrown: WeakSet<object>;
 
-  constructor(name: string, processor: Processor, options: WorkerOptions, backend?: typeof createPostgresBackend) {
+  constructor(name: string, processor: Processor, options: WorkerOptions, backend?: typeof createPatientBackend) {
     const thrown = new WeakSet<object>();
     const remembering: Processor = async (job, token, signal) => {
       try {
@@ -181,68 +171,6 @@ class PatientWorker extends Worker {
     return undefined as never; // as BullMQ itself does where there is no next job
   }
 }
-
-/** What BullMQ's backend and its connection both keep: their first answer to whether PostgreSQL is ready. */
-interface Readiness {
-  readyPromise?: Promise<void> | undefined;
-  waitUntilReady(): Promise<void>;
-}
-
-interface Listening {
-  readonly pool: Pool;
-  /** Where it takes the client from that listens. */
-  pgModule?: { readonly Client: typeof Client } | undefined;
-}
-
-/**
- * BullMQ 6.7 hears its listening client neither in the moment it has connected nor while it closes: a server that ends the
- * connection then would end the process. This one is heard from its first moment to its last.
- */
-class HeardClient extends Client {
-  constructor(...args: ConstructorParameters<typeof Client>) {
-    super(...args);
-    this.#hear();
-  }
-
-  override removeAllListeners(event?: string | symbol): this {
-    super.removeAllListeners(event);
-    return this.#hear();
-  }
-
-  #hear(): this {
-    return this.listeners('error').includes(ignore) ? this : this.on('error', ignore);
-  }
-}
-
-/** Whoever uses a connection is told by its query. */
-const ignore = () => undefined;
-
-/** Keeps a worker's loop, which asks again at once, from asking thousands of times a second. */
-const NOT_READY_PAUSE_MS = 100;
-
-/**
- * BullMQ 6.7 keeps that answer for ever, also when it was "no": a queue that was made while PostgreSQL was away stayed
- * dead, and a worker's loop spun on it without letting a timer or a socket have its turn. Here a "no" is forgotten.
- */
-const createPatientBackend: typeof createPostgresBackend = (...args) => {
-  const backend = createPostgresBackend(...args);
-  const { connection } = backend as unknown as { connection: Readiness & Listening };
-  hearLostConnections(connection.pool, ignore);
-  if (connection.pgModule) connection.pgModule = { Client: HeardClient };
-  for (const part of [connection, backend as unknown as Readiness]) {
-    const ready = part.waitUntilReady.bind(part);
-    part.waitUntilReady = async () => {
-      try {
-        await ready();
-      } catch (error) {
-        part.readyPromise = undefined;
-        await pause(NOT_READY_PAUSE_MS);
-        throw error;
-      }
-    };
-  }
-  return backend;
-};
 
 /** Without a listener the first lost connection would end the process. BullMQ reconnects by itself. */
 function heard<T extends { on(event: 'error', listener: (error: Error) => void): unknown }>(

@@ -128,12 +128,13 @@ describe.each(['redis', 'postgres'] as const)('a queue on %s', (server) => {
     await stack.servers.kill(server, 'SIGKILL');
     stack.logs.length = 0;
     const app = appOf({ namespace });
-    startWork(app, async () => DONE);
+    const worker = startWork(app, async () => DONE);
     await expect(app.queues.counts('crawl')).rejects.toThrow(QueueUnavailableError);
     await stack.servers.restart(server);
     await until('the job is completed', async () => (await app.queues.job('crawl', id))?.state === 'completed');
     // A loop that does not pause between its attempts logs thousands.
     expect(stack.logs.filter(({ msg }) => msg === 'queue connection error').length).toBeLessThan(300);
+    await worker.close();
   });
 
   test('wakes whom a frozen store has given a permit, once it is thawed', async () => {
