@@ -10,7 +10,15 @@ import { startWorkers, type Workers } from '../../workers/start.js';
 import { crawled, crawlJob, ended } from '../support/crawl-run.js';
 import { flatImage } from '../support/images.js';
 import { PuppetEngine } from '../support/puppet-engine.js';
-import { CRAWL_DELAY_S, ROBOTS_ELSEWHERE, type Site, type SiteRequest, startSite, throttled } from '../support/site.js';
+import {
+  CRAWL_DELAY_S,
+  LARGE_CLOSES,
+  ROBOTS_ELSEWHERE,
+  type Site,
+  type SiteRequest,
+  startSite,
+  throttled,
+} from '../support/site.js';
 import { until } from '../support/until.js';
 import { createWorld, type World } from '../support/world.js';
 
@@ -63,11 +71,12 @@ describe.each([
       'unauthorized',
       'forbidden',
       'redirect',
+      'redirect-loop',
     ] as const)('%s: the image is fetched, and the file once a host', async (sort) => {
       app = start();
       site.robots(sort);
       for (const n of [1, 2]) expect(await crawled(app, 'acme', picture(n))).not.toMatchObject({ outcome: 'rejected' });
-      expect(site.countOf('/robots.txt')).toBe(1);
+      expect(site.requests.filter(({ path }) => path === '/robots.txt')).toHaveLength(1);
       expect(site.requests[0]?.headers['user-agent']).toMatch(/^hybrid-cache-service\//);
     });
 
@@ -87,9 +96,12 @@ describe.each([
       ['error', 'server-error'],
       ['reset', 'server-error'],
       ['hang', 'timeout'],
+      ['slow', 'timeout'],
       ['endless', 'server-error'],
+      ['throttled', 'throttled'],
+      ['unavailable', 'throttled'],
     ] as const)('%s: nothing is allowed while nobody can say', async (sort, reason) => {
-      app = start({ FETCH_TIMEOUT_MS: '1500' });
+      app = start(reason === 'timeout' ? { FETCH_TIMEOUT_MS: '1500' } : {});
       site.robots(sort);
       const [id = ''] = await enqueue([picture(1)]);
       await site.until(({ requests }) => requests.length > 0);
@@ -107,6 +119,14 @@ describe.each([
       await delayed(app, others);
       for (const id of others) expect(await app.queues.job('crawl', id)).toMatchObject({ attempts: 0 });
       expect(site.requests.map(({ path }) => path)).toEqual(['/robots.txt']);
+    });
+
+    test('large: what stands in the first 500 KiB counts', async () => {
+      app = start();
+      site.robots('large');
+      const early = picture(LARGE_CLOSES.early.slice(1));
+      expect(await crawled(app, 'acme', early)).toMatchObject({ outcome: 'rejected', reason: 'robots' });
+      expect(await crawled(app, 'acme', picture(LARGE_CLOSES.late.slice(1)))).toMatchObject({ outcome: 'stored' });
     });
 
     test('each tenant asks for itself, and nobody else’s answer is told', async () => {
@@ -198,18 +218,23 @@ describe.each([
     });
   });
 
-  test('X-Robots-Tag: an image that is not to be indexed is not read, one that others may not index is', async () => {
-    app = start();
-    const tagged = (path: string, tag: string) =>
-      site.put(path, { body: PICTURE, type: 'image/png', headers: { 'x-robots-tag': tag } });
-    const refused = await crawled(app, 'acme', tagged('/no.png', 'noimageindex'));
-    expect(refused).toMatchObject({
-      outcome: 'rejected',
-      reason: 'robots',
-      detail: expect.stringContaining('X-Robots-Tag'),
-    });
-    expect(await crawled(app, 'acme', tagged('/yes.png', 'googlebot: noindex'))).toMatchObject({ outcome: 'stored' });
-  });
+  test.each(['noimageindex', 'none', 'noai', 'noimageai'])(
+    'X-Robots-Tag: %s: the image is not read, one that others may not index is',
+    async (directive) => {
+      app = start();
+      const tagged = (path: string, tag: string) =>
+        site.put(path, { body: PICTURE, type: 'image/png', headers: { 'x-robots-tag': tag } });
+      const refused = await crawled(app, 'acme', tagged('/no.png', directive));
+      expect(refused).toMatchObject({
+        outcome: 'rejected',
+        reason: 'robots',
+        detail: expect.stringContaining('X-Robots-Tag'),
+      });
+      expect(await crawled(app, 'acme', tagged('/yes.png', `googlebot: ${directive}`))).toMatchObject({
+        outcome: 'stored',
+      });
+    },
+  );
 
   test('no host sees more than its limit, nor requests without a gap, over three workers; no attempt is spent on waiting', async () => {
     const politely = { FETCH_HOST_CONCURRENCY: '2', FETCH_HOST_GAP_MS: '300', FETCH_ROBOTS: 'ignore' };
@@ -270,6 +295,19 @@ describe.each([
     expect(fresh).toMatchObject({ attempts: 1, outcome: { outcome: 'skipped', reason: 'content' } });
     expect(gone).toMatchObject({ attempts: 1, outcome: { outcome: 'rejected', reason: 'forbidden' } });
     expect([site.countOf('/fresh.png'), site.countOf('/gone.png')]).toEqual([2, 2]);
+  });
+
+  test('a worker that stops closes the request that it waits for, and gives its permit back', async () => {
+    // Nobody could wait for the lease to end.
+    app = start({ FETCH_TIMEOUT_MS: '600000', FETCH_HOST_CONCURRENCY: '1', FETCH_ROBOTS: 'ignore' });
+    const { url } = site.hold('/held.png', { body: PICTURE, type: 'image/png' });
+    const [id = ''] = await enqueue([url]);
+    await site.until(({ requests }) => requests.length === 1);
+    await running[0]?.stop(500);
+    await site.until(({ openConnections }) => openConnections === 0);
+    expect(await app.queues.job('crawl', id)).toMatchObject({ state: 'delayed', attempts: 0 });
+    const schedule = new HostSchedule(app.backend.state, app.queues.get('crawl'));
+    await schedule.enter(new URL(url).host, 'another', 'acme', { most: 1, gapMs: 0, leaseMs: 1_000 });
   });
 
   test('a host that has had enough is left alone for as long as it says, by all', async () => {
