@@ -26,6 +26,8 @@ const URLS = [0, 1, 2] as const;
 const CONTENTS = [0, 1, 2] as const;
 /** What a URL serves that is no image. */
 const NO_IMAGE = CONTENTS.length;
+/** What each URL serves at first. */
+const FIRST: readonly number[] = [0, 1, NO_IMAGE];
 /** What a process may have done last, in the order of the job. */
 const STEPS = ['claimed', 'fetched', 'objects put', 'committed', 'in Redis', 'embedding enqueued'] as const;
 type Step = (typeof STEPS)[number];
@@ -69,7 +71,7 @@ class TenantModel {
 
 class Model {
   readonly tenants = new Map(TENANTS.map((name) => [name as string, new TenantModel()]));
-  readonly served: number[] = URLS.map((url) => CONTENTS[url % CONTENTS.length] as number);
+  readonly served = [...FIRST];
   readonly requests: number[] = URLS.map(() => 0);
   /** Jobs that died or were put off. */
   readonly unfinished: Job[] = [];
@@ -180,7 +182,7 @@ class Real {
   readonly #countedBefore: number[];
 
   constructor() {
-    for (const url of URLS) this.serve(url, CONTENTS[url % CONTENTS.length] as number);
+    for (const url of URLS) this.serve(url, FIRST[url] as number);
     this.#countedBefore = URLS.map((url) => site.countOf(this.#path(url)));
   }
 
