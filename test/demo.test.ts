@@ -72,6 +72,7 @@ test(
       () => /Metrics +(\S+)\/metrics/.exec(demo.err())?.[1],
       5 * MINUTES,
     );
+    for (const path of ['/', '/dashboard']) expect(demo.err()).toMatch(new RegExp(` ${address}${path}\n`));
     const { passes } = JSON.parse(demo.out()) as { passes: [PassResult, PassResult] };
     expect(passes[0]).toMatchObject(FIRST_PASS);
     expect(passes[1]).toMatchObject(SECOND_PASS);

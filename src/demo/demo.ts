@@ -54,7 +54,8 @@ async function tell(options: DemoOptions, closer: Closer, say: (line: string) =>
   }
   process.stdout.write(options.json ? `${JSON.stringify({ passes })}\n` : `\n${tableOf(passes)}\n`);
   if (!options.keep) return;
-  say(`\nDashboard  ${service.address}/dashboard\nMetrics    ${service.address}/metrics\nCtrl-C ends it.`);
+  const { address } = service;
+  say(`\nPage       ${address}/\nDashboard  ${address}/dashboard\nMetrics    ${address}/metrics\nCtrl-C ends it.`);
   await once(options.signal);
 }
 
