@@ -101,6 +101,11 @@ export class Events {
     this.log.info({ tier, outageMs: Math.round(afterMs) }, `${name} cache available again.`);
   }
 
+  /** A backup was restored, or the database is another one. */
+  setBack(): void {
+    this.log.warn('PostgreSQL was set back: nothing that Redis has from before is believed.');
+  }
+
   fetched(seconds: number, bytes: number): void {
     this.metrics.crawlFetch.observe(seconds);
     this.metrics.crawlBytes.inc(bytes);

@@ -3,6 +3,8 @@
  *
  *     generations  of the tenants that were ever invalidated: what was written under an older one is dead
  *     repairs      overwrites that Redis has not confirmed: what is older than they are is not believed, and is dropped
+ *     incarnation  of the database: where a backup was restored, what was known before is forgotten, and what Redis has
+ *                  from before is dead
  *
  * One query every 400 ms asks for what has changed. While PostgreSQL cannot be asked, Redis' copy of a generation counts
  * too. Answers are compared when they are given, not when they were asked for.
@@ -12,7 +14,7 @@ import type { Events } from '../events.js';
 import { Periodic } from '../lifecycle.js';
 import type { Guard } from './guard.js';
 import type { Query } from './query.js';
-import type { RedisTier } from './redis-tier.js';
+import { type RedisTier, SCRIPT_BATCH } from './redis-tier.js';
 import { ALL_TENANTS, type FoundValue, type Lookup, type Stored } from './tier.js';
 
 /** Two rounds fit into the second after which no process may serve what was invalidated. */
@@ -23,8 +25,6 @@ const FRESH_MS = 900;
 const CONFIRM_MS = 300;
 /** Overwrites to remember. Where there are more, Redis is not believed at all until they are worked off. */
 const MOST_REPAIRS = 10_000;
-/** Entries dropped at once: a script holds up everybody else's commands. */
-const DROP_BATCH = 500;
 
 const CHANGES = {
   name: 'coherence',
@@ -35,19 +35,27 @@ const CHANGES = {
          select tenant_id, entry, version from redis_repairs
          where written_at < clock_timestamp() - interval '${CONFIRM_MS} ms'
          order by written_at limit $2) as pending) as repairs,
-      pg_snapshot_xmin(pg_current_snapshot())::text as horizon`,
+      pg_snapshot_xmin(pg_current_snapshot())::text as horizon,
+      (select row_to_json(history) from cache_history() as history) as history`,
 };
 
+const BEGIN_INCARNATION = { name: 'coherence_begin', text: 'select begin_cache_incarnation($1, $2)' };
+
+/** A row that somebody has locked is being overwritten or removed by him: nobody here waits for that. */
 const CONFIRM = {
   name: 'coherence_confirm',
-  text: `delete from redis_repairs as r using unnest($1::text[], $2::text[], $3::bigint[]) as done(tenant_id, entry, version)
-    where r.tenant_id = done.tenant_id and r.entry = done.entry and r.version <= done.version`,
+  text: `delete from redis_repairs where ctid = any(array(
+      select r.ctid from redis_repairs as r
+        join unnest($1::text[], $2::text[], $3::bigint[]) as done(tenant_id, entry, version)
+          on r.tenant_id = done.tenant_id and r.entry = done.entry and r.version <= done.version
+        for update of r skip locked))`,
 };
 
 const TIDY_MS = 300_000;
 const TIDY = {
   name: 'coherence_tidy',
-  text: 'delete from redis_repairs where written_at < now() - make_interval(secs => $1)',
+  text: `delete from redis_repairs where ctid = any(array(
+      select ctid from redis_repairs where written_at < now() - make_interval(secs => $1) for update skip locked))`,
 };
 
 type Repair = readonly [tenantId: string, entry: string, version: number];
@@ -57,6 +65,14 @@ interface Changes {
   readonly repairs: readonly Repair[];
   /** Transactions from here on may have been invisible to the query: the next one asks from here. */
   readonly horizon: string;
+  readonly history: History;
+}
+
+/** See `cache_history` in `drizzle/`. */
+interface History {
+  readonly incarnation: string;
+  readonly timeline: string | null;
+  readonly log_position: string | null;
 }
 
 export class Coherence {
@@ -67,6 +83,7 @@ export class Coherence {
   readonly #unconfirmed = new Map<string, { version: number; at: number }>();
   #confirmed: Repair[] = [];
   #horizon = '0';
+  #history: History | undefined;
   #asked = Number.NEGATIVE_INFINITY;
   #overwhelmed = false;
   #polling: Promise<void> | undefined;
@@ -193,13 +210,34 @@ export class Coherence {
     const { rows } = await this.postgres.query<Changes>({ ...CHANGES, values: [this.#horizon, most] });
     const [changes] = rows;
     if (!changes) return [];
+    if (isSetBack(this.#history, changes.history)) {
+      await this.#beginIncarnation(this.#history?.incarnation as string);
+      return this.#ask();
+    }
+    // What a standby hides is told again by the primary that it may become.
+    if (changes.history.timeline !== null) this.#history = changes.history;
+    this.#history ??= changes.history;
+    this.redis?.tier.adopt(changes.history.incarnation);
     for (const [tenantId, generation] of changes.generations) this.learn(tenantId, generation);
-    // A database that was restored from a backup counts its transactions anew.
+    // After a crash the numbers of transactions may be given out again.
     this.#horizon = BigInt(changes.horizon) < BigInt(this.#horizon) ? '0' : changes.horizon;
     this.#overwhelmed = changes.repairs.length > MOST_REPAIRS;
     this.#replaceRepairs(changes.repairs, started);
     this.#asked = started;
     return changes.repairs;
+  }
+
+  /**
+   * A backup was restored: what this process knew is forgotten, generations that were not given out yet among it, and what
+   * Redis has from before is dead, since PostgreSQL may never have had it.
+   */
+  async #beginIncarnation(known: string): Promise<void> {
+    const values = [known, Math.max(0, ...this.#generations.values())];
+    await this.postgres.query({ ...BEGIN_INCARNATION, values }, 'write');
+    this.#history = undefined;
+    this.#horizon = '0';
+    this.#generations.clear();
+    this.events.setBack();
   }
 
   #replaceRepairs(pending: readonly Repair[], started: number): void {
@@ -218,8 +256,8 @@ export class Coherence {
     const { tier, guard } = this.redis;
     const outdated = repairs.map(([, id, version]) => ({ id, version }));
     try {
-      for (let i = 0; i < outdated.length; i += DROP_BATCH) {
-        await guard.run('write', () => tier.drop(outdated.slice(i, i + DROP_BATCH)));
+      for (let i = 0; i < outdated.length; i += SCRIPT_BATCH) {
+        await guard.run('write', () => tier.drop(outdated.slice(i, i + SCRIPT_BATCH)));
       }
     } catch {
       return false;
@@ -241,4 +279,13 @@ export class Coherence {
     this.#tidied = performance.now();
     await this.postgres.query({ ...TIDY, values: [this.longestSeconds] }, 'write');
   }
+}
+
+/** Whether PostgreSQL tells another history than before, or is not as far in it any more. */
+function isSetBack(known: History | undefined, told: History): boolean {
+  if (!known) return false;
+  if (told.incarnation !== known.incarnation) return true;
+  if (told.timeline === null || told.log_position === null) return false;
+  if (known.timeline === null || known.log_position === null) return false;
+  return told.timeline !== known.timeline || BigInt(told.log_position) < BigInt(known.log_position);
 }

@@ -1,8 +1,8 @@
 /**
  * The form of an entry in Redis: a head of 26 bytes, then the encoded value. Numbers are big-endian.
  *
- *     8  run         which run of the Redis server it was written in (the first half of `run_id`): after a restart or a
- *                    failover, what an old snapshot brings back is not believed
+ *     8  run         which run of the Redis server it was written in, and which incarnation of the database: what an old
+ *                    snapshot of either brings back, or does not know of any more, is not believed
  *     8  generation  see `Stamp`; 0 where the writer could not know it
  *     8  version     see `Stamp`
  *     1  flags       1 = unjournaled, 2 = tombstone: nothing is here, and nothing older may come
@@ -10,6 +10,7 @@
  *
  * The scripts beside the tier (`redis-scripts.ts`) read the same head.
  */
+import { createHash } from 'node:crypto';
 import { ABSENT, type Entry, type Found, type Lookup, type Stamp } from './tier.js';
 
 export const HEAD_BYTES = 26;
@@ -17,9 +18,9 @@ export const UNJOURNALED = 1;
 export const TOMBSTONE = 2;
 const RUN_BYTES = 8;
 
-/** The token of a run, from the server's own `run_id`: 40 hex characters. */
-export function runToken(runId: string): Buffer {
-  return Buffer.from(runId.slice(0, 2 * RUN_BYTES), 'hex');
+/** The token of a run, from the server's own `run_id` and the database's incarnation, empty where it is not known. */
+export function runToken(runId: string, incarnation = ''): Buffer {
+  return createHash('sha256').update(`${runId} ${incarnation}`).digest().subarray(0, RUN_BYTES);
 }
 
 export function head(run: Buffer, { generation, version }: Stamp, flags: number, format: number): Buffer {

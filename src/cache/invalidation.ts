@@ -10,7 +10,7 @@ import { KINDS } from '../kinds/index.js';
 import { type Coherence, POLL_MS } from './coherence.js';
 import type { Tiers } from './hybrid.js';
 import type { Query } from './query.js';
-import { ALL_TENANTS } from './tier.js';
+import { ALL_TENANTS, tenantOf } from './tier.js';
 
 /** Counting a tenant's rows takes longer than a look-up. */
 const DEADLINE_MS = 60_000;
@@ -21,14 +21,23 @@ const LOOK = 20_000;
 const BREATH_MS = 5;
 const RETRY_MS = 5_000;
 
+/** Tenants that are deleted from Redis together: each look through its keys passes all there are. */
+const MOST_DEAD = 1_000;
+
 const PURGE_NEXT = {
   name: 'purge_next',
-  text: `select tenant_id as "tenantId", generation from cache_generations where purged < generation limit 1`,
+  text: `select tenant_id as "tenantId", generation from cache_generations where purged < generation
+    order by tenant_id limit ${MOST_DEAD}`,
 };
 const PURGED = {
   name: 'purged',
-  text: 'update cache_generations set purged = $2 where tenant_id = $1 and purged < $2',
+  text: `update cache_generations as known set purged = done.generation
+    from unnest($1::text[], $2::bigint[]) as done(tenant_id, generation)
+    where known.tenant_id = done.tenant_id and known.purged < done.generation`,
 };
+
+/** Tenants with the generation before which everything of theirs is dead. */
+type Dead = ReadonlyMap<string, number>;
 
 export class Invalidation {
   #purging: Promise<void> | undefined;
@@ -73,7 +82,7 @@ export class Invalidation {
       [],
     );
     await this.#spread(ALL_TENANTS, Number(generation));
-    return this.#clearRedis(ALL_TENANTS, Number(generation));
+    return this.#clearRedis(new Map([[ALL_TENANTS, Number(generation)]]));
   }
 
   /** Deletes what is out of reach, in the background; also what a process that died has left. */
@@ -130,15 +139,21 @@ export class Invalidation {
     await told.catch(() => pause(1.5 * POLL_MS));
   }
 
-  /** @returns whether nothing of before this generation is left. */
-  async #clearRedis(tenantId: string, generation: number): Promise<boolean> {
+  /** One look through Redis, for whomever it is. @returns whether nothing that is dead is left. */
+  async #clearRedis(dead: Dead): Promise<boolean> {
     const redis = this.tiers.redis;
     if (!redis) return true;
+    const [only] = dead.keys();
+    const whose = dead.size === 1 && only ? only : ALL_TENANTS;
     try {
       let cursor = '0';
       do {
-        const page = await redis.guard.run('query', () => redis.tier.scan(tenantId, cursor));
-        if (page.ids.length > 0) await redis.guard.run('write', () => redis.tier.forget(page.ids, generation));
+        const page = await redis.guard.run('query', () => redis.tier.scan(whose, cursor));
+        const outdated = page.ids.flatMap((id) => {
+          const before = dead.get(tenantOf(id)) ?? dead.get(ALL_TENANTS);
+          return before === undefined ? [] : [{ id, before }];
+        });
+        if (outdated.length > 0) await redis.guard.run('write', () => redis.tier.forget(outdated));
         cursor = page.cursor;
         await pause(BREATH_MS);
       } while (cursor !== '0' && !this.#stopped.signal.aborted);
@@ -165,14 +180,16 @@ export class Invalidation {
   async #purgeAll(): Promise<void> {
     while (!this.#stopped.signal.aborted) {
       const { rows } = await this.query<{ tenantId: string; generation: string }>(PURGE_NEXT);
-      const [dead] = rows;
-      if (!dead) return;
-      for (const { table } of KINDS) await this.#purgeTable(table.name, dead.tenantId, dead.generation);
+      if (rows.length === 0) return;
+      for (const { tenantId, generation } of rows) {
+        for (const { table } of KINDS) await this.#purgeTable(table.name, tenantId, generation);
+      }
       // Where Redis is away, lifetimes do it.
-      await this.#clearRedis(dead.tenantId, Number(dead.generation));
+      await this.#clearRedis(new Map(rows.map(({ tenantId, generation }) => [tenantId, Number(generation)])));
       // What was cut short is for the next one to end.
       if (this.#stopped.signal.aborted) return;
-      await this.query({ ...PURGED, values: [dead.tenantId, dead.generation] }, 'write');
+      const done = [rows.map(({ tenantId }) => tenantId), rows.map(({ generation }) => generation)];
+      await this.query({ ...PURGED, values: done }, 'write');
     }
   }
 

@@ -10,20 +10,34 @@ import { isOurs } from './tier.js';
 export const LONGEST_SILENCE_MS = 2_000;
 
 export interface RedisServer {
-  /** Of this run of the server; see `envelope.ts`. */
+  /** Of this run of the server and this incarnation of the database; see `envelope.ts`. */
   readonly run: Buffer;
   /** As of the moment the connection was made. */
   readonly facts: RedisFacts;
 }
 
+class SetBackError extends Error {
+  override readonly name = 'SetBackError';
+  constructor() {
+    super('the database was set back meanwhile, so that what Redis says is not believed');
+  }
+}
+
 export class RedisConnection {
   readonly #redis: Redis;
   #server: RedisServer | undefined;
+  /** Of the database; empty until somebody has told it. */
+  #incarnation = '';
   #opening: Promise<void> | undefined;
   /** Why there is no connection, where its end said so. */
   #trouble: Error | undefined;
 
-  constructor(url: string, log: Logger) {
+  constructor(
+    url: string,
+    log: Logger,
+    /** Where Redis has a copy of the incarnation, for processes that cannot ask PostgreSQL. */
+    private readonly incarnationKey?: string,
+  ) {
     this.#redis = create(url, log);
     this.#redis.on('error', (error) => {
       this.#trouble = error;
@@ -46,11 +60,25 @@ export class RedisConnection {
     if (!this.#server) await this.#opened();
     const server = this.#server;
     if (!server) throw this.#lost();
+    const incarnation = this.#incarnation;
     try {
-      return await commands(this.#redis, server);
+      const answer = await commands(this.#redis, server);
+      if (incarnation && incarnation !== this.#incarnation) throw new SetBackError();
+      return answer;
     } catch (error) {
-      throw isReply(error) || isOurs(error) ? error : this.#lost();
+      throw isReply(error) || isOurs(error) || error instanceof SetBackError ? error : this.#lost();
     }
+  }
+
+  get incarnation(): string {
+    return this.#incarnation;
+  }
+
+  /** From now on nothing is believed that was written in another incarnation of the database. */
+  adopt(incarnation: string): void {
+    if (incarnation === this.#incarnation) return;
+    this.#incarnation = incarnation;
+    if (this.#server) this.#server = serverOf(this.#server.facts, incarnation);
   }
 
   close(): void {
@@ -75,7 +103,8 @@ export class RedisConnection {
       const facts = factsOf(await this.#redis.info());
       if (!facts.runId) throw new Error('INFO does not tell the run_id, without which a restart goes unnoticed');
       if (facts.loading) throw new Error('it is still loading its data');
-      this.#server = { run: runToken(facts.runId), facts };
+      if (this.incarnationKey) this.#incarnation ||= (await this.#redis.get(this.incarnationKey)) ?? '';
+      this.#server = serverOf(facts, this.#incarnation);
     } catch (error) {
       this.#trouble = error as Error;
     } finally {
@@ -86,6 +115,10 @@ export class RedisConnection {
   #lost(): Error {
     return this.#trouble ?? new Error('the connection was lost');
   }
+}
+
+function serverOf(facts: RedisFacts, incarnation: string): RedisServer {
+  return { run: runToken(facts.runId, incarnation), facts };
 }
 
 function create(url: string, log: Logger): Redis {

@@ -69,12 +69,18 @@ end
 return #KEYS
 `;
 
-/** KEYS: entries. ARGV: the run and a generation. What is of another run or of an earlier generation goes. */
+/**
+ * KEYS: entries. ARGV: the run, then a generation for each. What is of another run or of an earlier generation goes. A
+ * tombstone (flags 2, no generation) stays: it may guard a key of the present generation.
+ */
 export const FORGET = `
+local function isDead(head, before)
+  if type(head) ~= 'string' or #head < 26 or string.sub(head, 1, 8) ~= ARGV[1] then return true end
+  local generation, _, flags = struct.unpack('>I8I8B', head, 9)
+  return generation < tonumber(before) and not (flags == 2 and generation == 0)
+end
 for i, key in ipairs(KEYS) do
-  local old = redis.pcall('GETRANGE', key, 0, 15)
-  if type(old) ~= 'string' or #old < 16 or string.sub(old, 1, 8) ~= ARGV[1]
-    or struct.unpack('>I8', old, 9) < tonumber(ARGV[2]) then redis.call('UNLINK', key) end
+  if isDead(redis.pcall('GETRANGE', key, 0, 25), ARGV[i + 1]) then redis.call('UNLINK', key) end
 end
 return #KEYS
 `;

@@ -19,6 +19,7 @@ import {
   type Lookup,
   type Stamp,
   type Tier,
+  tenantOf,
   type Verdict,
 } from './tier.js';
 
@@ -26,16 +27,22 @@ import {
 const TTL_JITTER = 0.1;
 /** How long nothing older may take the place of an entry that was dropped: longer than any backfill is under way. */
 const TOMBSTONE_MS = 10_000;
+/** Entries that a script looks at in one go: meanwhile Redis serves nobody else. */
+export const SCRIPT_BATCH = 500;
 /** How often a process that writes looks whether the queue beside the cache needs memory back. */
 const YIELD_EVERY_MS = 500;
 /** Pages that are looked through for entries to drop, in one round. */
 const YIELD_PAGES = 20;
+/** After this time a tenant's generation is told again with the next write. */
+const TELL_AGAIN_MS = 60_000;
 /** Tenants to remember as told, before starting over. */
 const MOST_TOLD = 100_000;
 
 const NO_GENERATIONS: ReadonlyMap<string, number> = new Map();
 /** Where a generation's copy stands in the place of a kind. */
 const GENERATION = 'generation';
+/** Names the copy of the database's incarnation. */
+const INCARNATION = 'incarnation';
 const NAMES: ReadonlySet<string> = new Set([...KIND_NAMES, GENERATION]);
 
 export interface RedisTierOptions {
@@ -52,6 +59,7 @@ export interface RedisAnswer {
   readonly generations: ReadonlyMap<string, number>;
 }
 
+type Arg = number | Buffer;
 type Written = Entry & Stamp & { readonly overwrote?: boolean };
 
 export interface Dropped {
@@ -73,10 +81,10 @@ export class RedisTier implements Tier {
   #met: { server: RedisServer; told: Map<string, { generation: number; at: number }> } | undefined;
 
   constructor(options: RedisTierOptions, log: Logger) {
-    this.#connection = new RedisConnection(options.url, log);
     this.#budget = new MemoryBudget(() => this.facts());
     this.#ttl = options.ttl;
     this.#prefix = options.prefix ?? 'hc';
+    this.#connection = new RedisConnection(options.url, log, this.keyOf(INCARNATION));
     this.#yielding = new Periodic(YIELD_EVERY_MS, (stopped) => this.#yield(stopped));
   }
 
@@ -108,13 +116,13 @@ export class RedisTier implements Tier {
       this.#meet(server);
       const flags = options.unjournaled ? UNJOURNALED : 0;
       const fitting: string[] = [];
-      const args: (number | Buffer)[] = [];
+      const args: [lifetime: number, bytes: Buffer][] = [];
       let refused: Written[] = [];
       for (const one of entries) {
         const bytes = seal(server.run, one, flags);
         if (this.#budget.take(bytes.length)) {
           fitting.push(one.id);
-          args.push(this.#lifetime(one), bytes);
+          args.push([this.#lifetime(one), bytes]);
         } else {
           refused.push(one);
         }
@@ -122,8 +130,9 @@ export class RedisTier implements Tier {
       try {
         await this.#tellGenerations(redis, server, entries);
         const alone = entries.length === 1 && !entries[0]?.overwrote && refused.length === 0;
-        const done = alone && (await this.#writeFirst(redis, fitting[0] as string, args as [number, Buffer]));
-        if (!done) await this.#run(redis, WRITE, fitting, args);
+        const [first] = args;
+        const done = alone && first && (await this.#writeFirst(redis, fitting[0] as string, first));
+        if (!done) await this.#run(redis, WRITE, fitting, [], args);
       } catch (error) {
         if (!isOutOfMemory(error)) throw error;
         this.#budget.exhaust();
@@ -143,13 +152,9 @@ export class RedisTier implements Tier {
   async drop(entries: readonly Dropped[]): Promise<void> {
     if (entries.length === 0) return;
     await this.#connection.use(async (redis, { run }) => {
-      const heads = entries.map(({ version }) => head(run, { generation: 0, version }, TOMBSTONE, 0));
-      await this.#run(
-        redis,
-        DROP,
-        entries.map(({ id }) => id),
-        [TOMBSTONE_MS, ...heads],
-      );
+      const ids = entries.map(({ id }) => id);
+      const heads = entries.map(({ version }) => [head(run, { generation: 0, version }, TOMBSTONE, 0)]);
+      await this.#run(redis, DROP, ids, [TOMBSTONE_MS], heads);
     });
   }
 
@@ -157,8 +162,13 @@ export class RedisTier implements Tier {
   async nextVersions(entries: readonly Lookup[]): Promise<number[]> {
     return this.#connection.use(async (redis, { run }) => {
       const ids = entries.map(({ id }) => id);
-      return (await this.#run(redis, NEXT_VERSIONS, ids, [run])) as number[];
+      return (await this.#run(redis, NEXT_VERSIONS, ids, [run])).flat() as number[];
     });
+  }
+
+  /** From now on nothing is believed that was written in another incarnation of the database; see `coherence.ts`. */
+  adopt(incarnation: string): void {
+    this.#connection.adopt(incarnation);
   }
 
   /** Makes the generation known to processes that cannot ask PostgreSQL. */
@@ -177,10 +187,12 @@ export class RedisTier implements Tier {
     return { cursor: next, ids: ids.filter((id) => NAMES.has(id.split(':')[0] ?? '') && isOf(tenantId, id)) };
   }
 
-  /** Removes those of the entries that are of another run of Redis, or of a generation before this one. */
-  async forget(ids: readonly string[], generation: number): Promise<void> {
+  /** Removes those of the entries that are of another run of Redis, or of a generation `before` the one that is given. */
+  async forget(entries: readonly { id: string; before: number }[]): Promise<void> {
     await this.#connection.use(async (redis, { run }) => {
-      await this.#run(redis, FORGET, ids, [run, generation]);
+      const ids = entries.map(({ id }) => id);
+      const generations = entries.map(({ before }) => [before]);
+      await this.#run(redis, FORGET, ids, [run], generations);
     });
   }
 
@@ -217,33 +229,46 @@ export class RedisTier implements Tier {
     return this.keyOf(`${GENERATION}:${tenantId}`);
   }
 
-  async #run(redis: Redis, script: string, ids: readonly string[], args: readonly (number | Buffer)[]) {
-    if (ids.length === 0) return;
-    const keys = ids.map((id) => this.keyOf(id));
-    return evaluate(redis, script, keys, args);
+  /** Runs a script over entries, a batch at a time: `common` arguments first, then those of `each`. @returns its answers */
+  async #run(
+    redis: Redis,
+    script: string,
+    ids: readonly string[],
+    common: readonly Arg[],
+    each: readonly Arg[][] = [],
+  ) {
+    const answers: unknown[] = [];
+    for (let i = 0; i < ids.length; i += SCRIPT_BATCH) {
+      const keys = ids.slice(i, i + SCRIPT_BATCH).map((id) => this.keyOf(id));
+      const args = [...common, ...each.slice(i, i + SCRIPT_BATCH).flat()];
+      answers.push(await evaluate(redis, script, keys, args));
+    }
+    return answers;
   }
 
   /**
    * Whoever finds an entry finds its tenant's generation too, in the same run of the server and for longer. So it is
-   * told once per tenant, and again before its lifetime ends.
+   * told to a tenant's first write, and to later ones every minute, since a server may evict what is seldom asked for.
    */
   async #tellGenerations(redis: Redis, server: RedisServer, entries: readonly (Lookup & Stamp)[]): Promise<void> {
     const { told } = this.#meet(server);
     const due = new Map<string, number>();
     for (const { tenantId, generation } of entries) {
       const last = told.get(tenantId);
-      const known = last && last.generation >= generation && Date.now() - last.at < this.#longest() / 2;
+      const known = last && last.generation >= generation && Date.now() - last.at < TELL_AGAIN_MS;
       if (!known && generation > (due.get(tenantId) ?? 0)) due.set(tenantId, generation);
     }
     if (due.size > 0) await this.#raise(redis, server, due);
   }
 
   async #raise(redis: Redis, server: RedisServer, generations: ReadonlyMap<string, number>): Promise<void> {
-    const heads = [...generations.values()].map((generation) =>
+    const heads = [...generations.values()].map((generation) => [
       head(server.run, { generation, version: 0 }, TOMBSTONE, 0),
-    );
-    const keys = [...generations.keys()].map((tenantId) => this.#generationKey(tenantId));
-    await evaluate(redis, RAISE, keys, [this.#longest(), ...heads]);
+    ]);
+    const ids = [...generations.keys()].map((tenantId) => `${GENERATION}:${tenantId}`);
+    await this.#run(redis, RAISE, ids, [this.#longest()], heads);
+    const { incarnation } = this.#connection;
+    if (incarnation) await redis.set(this.keyOf(INCARNATION), incarnation, 'PX', this.#longest());
     const { told } = this.#meet(server);
     if (told.size > MOST_TOLD) told.clear();
     for (const [tenantId, generation] of generations) told.set(tenantId, { generation, at: Date.now() });
@@ -302,5 +327,5 @@ function isOutOfMemory(error: unknown): boolean {
 }
 
 function isOf(tenantId: string, id: string): boolean {
-  return tenantId === ALL_TENANTS || id.split(':')[1] === tenantId;
+  return tenantId === ALL_TENANTS || tenantOf(id) === tenantId;
 }

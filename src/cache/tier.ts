@@ -78,6 +78,10 @@ export function idOf(kindName: string, tenantId: string, parts: readonly KeyPart
   return `${kindName}:${tenantId}:${parts.join(':')}`;
 }
 
+export function tenantOf(id: string): string {
+  return id.split(':', 2)[1] ?? '';
+}
+
 /** @throws {ArgumentError} */
 export function lookup<Key, Value>(tenantId: string, kind: Kind<Key, Value>, key: Key): Lookup {
   const parts = kind.key(key);

@@ -19,6 +19,7 @@ import {
   smallint,
   text,
   timestamp,
+  uuid,
 } from 'drizzle-orm/pg-core';
 
 const bytea = customType<{ data: Buffer }>({ dataType: () => 'bytea' });
@@ -256,8 +257,16 @@ export const cacheGenerations = pgTable(
     changedAt: timestamp('changed_at', { withTimezone: true }).notNull().default(sql`clock_timestamp()`),
     /** Rows below this generation are deleted. */
     purged: bigint('purged', { mode: 'number' }).notNull().default(0),
+    /**
+     * Of the row of all tenants: which history of the database is told on. It changes when a process finds that what it
+     * knew is not there any more, since a backup was restored.
+     */
+    incarnation: uuid('incarnation'),
   },
-  (t) => [index('cache_generations_changed_xid_idx').on(t.changedXid)],
+  (t) => [
+    index('cache_generations_changed_xid_idx').on(t.changedXid),
+    index('cache_generations_unpurged_idx').on(t.tenantId).where(sql`purged < generation`),
+  ],
 );
 
 /**

@@ -9,6 +9,7 @@ import { setTimeout as pause } from 'node:timers/promises';
 import { Redis } from 'ioredis';
 import { afterAll, beforeAll, describe, expect, inject, test } from 'vitest';
 import { verify } from '../../src/cache/verify.js';
+import { migrate } from '../../src/db/migrate.js';
 import { TierUnavailableError } from '../../src/errors.js';
 import { sha256 } from '../../src/kinds/identity.js';
 import { until } from '../support/until.js';
@@ -17,6 +18,8 @@ import { freshTenant, type OpenCache } from './support.js';
 
 /** Scenarios mostly wait: several run at once, each on servers of its own. */
 const LANES = 3;
+/** Waiting for a lane included. */
+const TIMEOUT_MS = 180_000;
 /** SPEC: after recovery nothing older is served for more than a second. */
 const PROMISED_MS = 1_000;
 const WATCHED_MS = 1_200;
@@ -38,6 +41,8 @@ async function onServers(work: (servers: Servers) => Promise<void>): Promise<voi
     await work(servers);
   } finally {
     await servers.heal();
+    // A database that is empty when its test fails would fail the next.
+    await migrate({ connectionString: servers.stack.env.DATABASE_URL }, { queueOnPostgres: false });
     const next = waiting.shift();
     if (next) next(servers);
     else free.push(servers);
@@ -49,8 +54,10 @@ interface Fault {
   readonly tier: ServerName;
   /** The journal would go with it, and every queue: it is elsewhere. */
   readonly losesData?: boolean;
+  /** What was acknowledged since goes with it. */
+  readonly setsBack?: boolean;
   begin(servers: Servers): Promise<void>;
-  /** `copy` sets the data back to what it was at the beginning. */
+  /** `copy` sets the tier's data back to what it was at the beginning. */
   end(servers: Servers, copy: () => Promise<void>): Promise<void>;
 }
 
@@ -94,6 +101,27 @@ const FAULTS = {
     begin: (servers) => servers.freeze('postgres'),
     end: (servers) => servers.thaw('postgres'),
   },
+  'PostgreSQL comes back empty': {
+    tier: 'postgres',
+    setsBack: true,
+    begin: async (servers) => {
+      await servers.sql('drop schema public, drizzle, queue_state cascade; create schema public');
+      await servers.kill('postgres');
+    },
+    end: async (servers) => {
+      await servers.restart('postgres');
+      await migrate({ connectionString: servers.stack.env.DATABASE_URL }, { queueOnPostgres: false });
+    },
+  },
+  'PostgreSQL comes back with old data': {
+    tier: 'postgres',
+    setsBack: true,
+    begin: (servers) => servers.kill('postgres'),
+    end: async (servers, copy) => {
+      await copy();
+      await servers.restart('postgres');
+    },
+  },
 } satisfies Record<string, Fault>;
 
 type FaultName = keyof typeof FAULTS;
@@ -101,6 +129,8 @@ type FaultName = keyof typeof FAULTS;
 /** What was promised about every entry: the value that was acknowledged last, and what was tried since. */
 class Ledger {
   readonly #promised = new Map<string, { tenant: string; hash: string; values: Set<string | null> }>();
+  /** Every value that an entry ever had. */
+  readonly #former = new Map<string, Set<string | null>>();
   #count = 0;
 
   /** Overwrites, with a value that there never was. */
@@ -108,6 +138,7 @@ class Ledger {
     const hash = sha256(key);
     const value = `${key} ${++this.#count}`;
     const known = this.#promised.get(`${tenant} ${key}`)?.values ?? new Set([null]);
+    this.#former.set(`${tenant} ${key}`, new Set([...(this.#former.get(`${tenant} ${key}`) ?? [null]), value]));
     const acknowledged = await service.cachePerceptualHash(hash, tenant, value);
     this.#promised.set(`${tenant} ${key}`, {
       tenant,
@@ -125,6 +156,11 @@ class Ledger {
       return;
     }
     for (const one of this.#promised.values()) if (one.tenant === tenant) one.values = new Set([null]);
+  }
+
+  /** PostgreSQL may have any former value now, but one alone. */
+  setBack(): void {
+    for (const [entry, one] of this.#promised) one.values = this.#former.get(entry) ?? one.values;
   }
 
   /** What processes answer that they must not, or not all alike. */
@@ -188,7 +224,12 @@ async function play({ faults, recovery }: Scenario, servers: Servers): Promise<v
   for (const victim of victims) for (const key of ['one', 'two']) await ledger.write(a, victim, key);
   await work(0);
   await kept({ a, b, plain });
-  const copy = await servers.copyRedis();
+  const setsBack = faults.some((name) => 'setsBack' in FAULTS[name]);
+  const copies = {
+    redis: await servers.copyRedis(),
+    postgres: setsBack ? await servers.copyPostgres() : async () => undefined,
+  };
+  await recovered(a, b, plain);
   await work(0);
   await ledger.broken({ a, b }); // fills Redis
 
@@ -198,7 +239,9 @@ async function play({ faults, recovery }: Scenario, servers: Servers): Promise<v
     await work(++stage);
   }
   for (const [i, name] of recovery.entries()) {
-    await FAULTS[name].end(servers, copy);
+    const { tier } = FAULTS[name];
+    await FAULTS[name].end(servers, copies[tier]);
+    if ('setsBack' in FAULTS[name]) ledger.setBack();
     if (i < recovery.length - 1) await work(++stage);
   }
 
@@ -227,14 +270,15 @@ const NAMES = Object.keys(FAULTS) as FaultName[];
 const OF_REDIS = NAMES.filter((name) => FAULTS[name].tier === 'redis');
 const OF_POSTGRES = NAMES.filter((name) => FAULTS[name].tier === 'postgres');
 
-/** Of each pair, two of the four orders; together all of them, with every fault. */
+/** Of each pair, two of the four orders, of one with a backup one; together all of them, with every fault. */
 const PAIRS = OF_REDIS.flatMap((redis, i) =>
   OF_POSTGRES.flatMap((postgres, j) => {
     const orders = [
       [redis, postgres],
       [postgres, redis],
     ] as const;
-    return orders.map((faults) => ({ faults, recovery: (i + j) % 2 ? faults : faults.toReversed() }));
+    const played = 'setsBack' in FAULTS[postgres] ? orders.slice(i % 2, (i % 2) + 1) : orders;
+    return played.map((faults) => ({ faults, recovery: (i + j) % 2 ? faults : faults.toReversed() }));
   }),
 );
 const SCENARIOS: Scenario[] = [...NAMES.map((name) => ({ faults: [name], recovery: [name] })), ...PAIRS];
@@ -243,7 +287,8 @@ describe('acknowledged writes are kept, and nothing forgotten or overwritten is 
   for (const scenario of SCENARIOS) {
     const { faults, recovery } = scenario;
     const ends = faults.length > 1 ? `; it ends with “${recovery.at(-1)}”` : '';
-    test.concurrent(`${faults.join(', then ')}${ends}`, () => onServers((servers) => play(scenario, servers)));
+    const name = `${faults.join(', then ')}${ends}`;
+    test.concurrent(name, () => onServers((servers) => play(scenario, servers)), TIMEOUT_MS);
   }
 });
 

@@ -4,6 +4,7 @@ import { afterAll, beforeAll, expect, test } from 'vitest';
 import { Coherence } from '../../src/cache/coherence.js';
 import type { Tiers } from '../../src/cache/hybrid.js';
 import type { Query } from '../../src/cache/query.js';
+import type { Stored } from '../../src/cache/tier.js';
 import { Events } from '../../src/events.js';
 import { createLogger } from '../../src/logger.js';
 import { createMetrics } from '../../src/metrics.js';
@@ -60,4 +61,24 @@ test('who has no Redis hears of generations, and not of what Redis has yet to co
   expect(both.repairs).toEqual([3]);
   expect(both.coherence.generationOf(tenant)).toBe(generation);
   expect(await sql('select from redis_repairs where tenant_id = $1', [tenant])).toEqual([]);
+});
+
+test('a repair that somebody has locked holds up nobody who asks for generations', async () => {
+  const tenant = freshTenant();
+  const entry = `perceptual_hash:${tenant}:locked`;
+  await sql('insert into redis_repairs (tenant_id, entry, version) values ($1, $2, 1)', [tenant, entry]);
+  const { coherence } = listening(null);
+  await coherence.poll();
+  const other = await cache.connection.pool.connect();
+  try {
+    await other.query('begin');
+    await other.query('select from redis_repairs where entry = $1 for update', [entry]);
+    coherence.confirmed([{ tenantId: tenant, id: entry, version: 1, overwrote: true } as Stored]);
+    await sql('select invalidate_tenant_cache($1)', [tenant]);
+    await coherence.poll();
+    expect(coherence.generationOf(tenant)).toBeGreaterThan(1);
+  } finally {
+    await other.query('rollback');
+    other.release();
+  }
 });

@@ -253,8 +253,37 @@ test('of the entries of a tenant those of an earlier generation are forgotten', 
   const [old, now] = [content('old'), content('now')];
   await tier.write(stamped([old], { generation: 2 }));
   await tier.write(stamped([now], { generation: 3 }));
-  await tier.forget([old.id, now.id], 3);
+  await tier.forget([old, now].map(({ id }) => ({ id, before: 3 })));
   expect((await read(tier, [old, now])).map(({ state }) => state)).toEqual(['absent', 'value']);
+  await tier.close();
+});
+
+test('what was dropped does not come back because its tenant is purged', async () => {
+  const tier = tierAt(world.redisUrl);
+  const one = entry('dropped', crawlContents, sha256('dropped'), crawlContent('dropped'));
+  await tier.drop([{ id: one.id, version: 2_000 }]);
+  await tier.forget([{ id: one.id, before: 3 }]);
+  await tier.write(stamped([one], { generation: 3, version: 1_000 }));
+  expect(await read(tier, [one])).toEqual([ABSENT]);
+  await tier.close();
+});
+
+test('Redis is given a great batch in parts, so that it serves others in between', async () => {
+  await using relay = await Relay.to(world.redisUrl);
+  const tier = tierAt(relay.url);
+  const many = Array.from({ length: 1_201 }, (_, i) => entry('many', perceptualHashes, sha256(`${i}`), 'f'.repeat(16)));
+  await tier.write(stamped(many.slice(0, 2)));
+  const calls = async (work: () => Promise<unknown>) => {
+    relay.reset();
+    await work();
+    return relay.said('evalsha');
+  };
+  expect(await calls(() => tier.write(stamped(many)))).toBe(3);
+  expect(await calls(() => tier.nextVersions(many))).toBe(3);
+  expect(await tier.nextVersions(many)).toHaveLength(many.length);
+  expect((await read(tier, many)).every(({ state }) => state === 'value')).toBe(true);
+  expect(await calls(() => tier.drop(many.map(({ id }) => ({ id, version: 2 ** 52 }))))).toBe(3);
+  expect((await read(tier, many)).every(({ state }) => state === 'absent')).toBe(true);
   await tier.close();
 });
 

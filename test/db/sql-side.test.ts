@@ -6,6 +6,7 @@ import { LookupCounts } from '../../src/cache/lookup-counts.js';
 import { readStatistics } from '../../src/cache/statistics.js';
 import { KINDS } from '../../src/kinds/index.js';
 import { type Columns, daysAgo, Rows, TABLES } from '../support/cache-rows.js';
+import { until } from '../support/until.js';
 
 /** Rows that are counted one by one, and tenants. */
 const MOST_ENTRIES = 10_000;
@@ -51,6 +52,28 @@ test('the migrations are plain SQL: psql can run them from an empty database on 
     }
   } finally {
     await db.client.query(`drop database ${name} with (force)`);
+  }
+});
+
+test('clear_all_cache draws its number after those it has waited for [M28]', async () => {
+  const { rows: first } = await db.client
+    .query('begin; select from cache_generations for update')
+    .then(() => db.client.query<{ pid: number }>('select pg_backend_pid() as pid'));
+  const other = new Client({ connectionString: db.world.databaseUrl });
+  await other.connect();
+  try {
+    const cleared = other.query('select new_generation::int as generation from clear_all_cache()');
+    await until('it to wait', async () => {
+      const waiting = 'select from pg_locks where not granted and $1 = any(pg_blocking_pids(pid))';
+      return (await db.client.query(waiting, [first[0]?.pid])).rowCount;
+    });
+    const [invalidated] = await db.all<{ generation: number }>(
+      "select new_generation::int as generation from invalidate_tenant_cache('a')",
+    );
+    await db.client.query('commit');
+    expect((await cleared).rows[0].generation).toBeGreaterThan(invalidated?.generation as number);
+  } finally {
+    await other.end();
   }
 });
 

@@ -1,8 +1,10 @@
 /** Servers of one's own, to be killed, frozen and set back. */
+import { execFile } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { cp, mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
+import { promisify } from 'node:util';
 import { Redis } from 'ioredis';
 import { Client } from 'pg';
 import { migrate } from '../../src/db/migrate.js';
@@ -77,6 +79,20 @@ export class OwnServers implements AsyncDisposable {
     };
   }
 
+  /** The same of PostgreSQL, which is away meanwhile. */
+  async copyPostgres(): Promise<() => Promise<void>> {
+    const [row] = await this.sql<{ folder: string }>("select current_setting('data_directory') as folder");
+    const folder = row?.folder as string;
+    const copy = join(await mkdtemp(join(this.#copies, 'postgres-')), 'data');
+    await this.kill('postgres');
+    await copied(folder, copy);
+    await this.restart('postgres');
+    return async () => {
+      await rm(folder, { recursive: true });
+      await copied(copy, folder);
+    };
+  }
+
   redisFolder(): Promise<string> {
     return this.redis(async (redis) => ((await redis.config('GET', 'dir')) as string[])[1] as string);
   }
@@ -109,4 +125,9 @@ export class OwnServers implements AsyncDisposable {
     await this.stack.close();
     await rm(this.#copies, { recursive: true, force: true });
   }
+}
+
+/** With its owner, who may be another user than we are. */
+async function copied(from: string, to: string): Promise<void> {
+  await promisify(execFile)('cp', ['-a', from, to]);
 }
