@@ -1,5 +1,6 @@
 /** How much there is of some tenants: what `statistics.ts` tells of all of them together, and how many faces were found. */
 import type { Query } from './query.js';
+import { CURRENT } from './statement.js';
 
 /** Rows that can be reached. */
 export interface Holdings extends Readonly<Record<HoldingName, number>> {
@@ -31,9 +32,6 @@ export interface FaceCount {
 
 const MOST_ROWS = 10_000;
 const MOST_FACE_ROWS = 2_000;
-
-const CURRENT = (tenant: string) =>
-  `(select max(generation) from cache_generations where tenant_id in (${tenant}, '*'))`;
 
 const counted = (table: string) => `(select count(*)::int from (
     select from ${table} as cached where cached.tenant_id = asked.tenant_id and cached.generation = asked.generation

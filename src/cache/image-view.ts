@@ -7,6 +7,7 @@ import { type Answer, known } from './answer.js';
 import type { CacheConnection } from './connect.js';
 import { type NearDuplicate, searchNearDuplicates } from './near-duplicates.js';
 import type { Query } from './query.js';
+import { CURRENT } from './statement.js';
 import { lookup } from './tier.js';
 
 export interface ImageView {
@@ -29,7 +30,7 @@ export interface ImageView {
 const URLS = {
   name: 'image_urls',
   text: `select url from crawl_cache
-    where tenant_id = $1 and generation = (select max(generation) from cache_generations where tenant_id in ($1, '*'))
+    where tenant_id = $1 and generation = ${CURRENT('$1')}
       and content_hash = $2
     order by created_at, url limit 1000`,
 };

@@ -6,6 +6,7 @@
 import { ArgumentError } from '../errors.js';
 import { isTelling } from '../kinds/perceptual-hash.js';
 import type { Query } from './query.js';
+import { CURRENT } from './statement.js';
 
 /** An image that looks like the one that was asked about. */
 export interface NearDuplicate {
@@ -32,7 +33,7 @@ const FLIPS = [0, ...Array.from({ length: 16 }, (_, bit) => 1 << bit)];
 const SEARCH = {
   name: 'near_duplicates',
   text: `with live as (
-      select max(generation) as generation from cache_generations where tenant_id in ($1, '*')
+      select ${CURRENT('$1')} as generation
     ), equal as materialized (
       select content_hash, phash from perceptual_hash_bands
       where tenant_id = $1 and generation = (select generation from live)

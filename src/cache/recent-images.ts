@@ -2,6 +2,7 @@
 import { unpackFaces } from '../kinds/face-codec.js';
 import type { FaceDetection } from '../kinds/faces.js';
 import type { Query } from './query.js';
+import { CURRENT } from './statement.js';
 
 export interface RecentImage {
   readonly tenantId: string;
@@ -32,9 +33,6 @@ const WALK = 10_000;
 /** Some hundred faces. */
 const MOST_FACE_BYTES = 256 * 1024;
 const MOST_URLS = 100;
-
-const CURRENT = (tenant: string) =>
-  `(select max(generation) from cache_generations where tenant_id in (${tenant}, '*'))`;
 
 // `limit 1` where a key finds no more than one row: what has a limit is looked up row by row. Joined as tables, whole ones
 // were read and hashed for 24 images, since a plan for any `limit $2` reckons with a thousand.

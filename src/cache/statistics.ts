@@ -80,11 +80,11 @@ interface TableRow {
   readonly size: string;
 }
 
-/** The tiers to ask, `null` where one is turned off. */
+/** The tiers to ask. */
 export interface StatisticsSources {
-  /** Resolves with the text of `INFO`. */
+  /** Resolves with the text of `INFO`; `null` where it is turned off. */
   readonly redis: { info(): Promise<string> } | null;
-  readonly postgres: { query(text: string): Promise<{ rows: unknown[] }> } | null;
+  readonly postgres: { query(text: string): Promise<{ rows: unknown[] }> };
   readonly counts: LookupCounts;
 }
 
@@ -103,7 +103,7 @@ export async function readStatistics({ redis, postgres, counts }: StatisticsSour
     redisStats,
     postgresStats,
     redisEnabled: redis !== null,
-    postgresEnabled: postgres !== null,
+    postgresEnabled: true,
     service: counts.snapshot(),
   };
 }

@@ -1,6 +1,7 @@
 /** Which recorded images have no embedding of a model yet, and no reason why not: what a crash can leave behind. */
 import type { RejectReason } from '../errors.js';
 import type { Query } from './query.js';
+import { CURRENT } from './statement.js';
 
 export interface Unembedded {
   readonly tenantId: string;
@@ -35,7 +36,7 @@ const NEXT = {
         where refusal.tenant_id = page.tenant_id and refusal.generation = page.generation
           and refusal.subject_hash = page.content_hash and refusal.reason <> '${UNKNOWN}'
           and refusal.expires_at > now())
-      and generation >= (select max(g.generation) from cache_generations as g where g.tenant_id in (page.tenant_id, '*'))
+      and generation >= ${CURRENT('page.tenant_id')}
       and job_id is not null as missing
     from page order by created_at, tenant_id, content_hash`,
 };

@@ -3,13 +3,15 @@
  * What would not be served (another run of Redis, a dead generation, a tombstone, a pending repair) is no difference,
  * and neither is what a second look, a moment later, does not see any more: writes are under way at any time.
  */
+import { randomInt } from 'node:crypto';
 import { setTimeout as pause } from 'node:timers/promises';
 import { isDeepStrictEqual } from 'node:util';
 import { KINDS } from '../kinds/index.js';
 import type { AnyKind, KeyPart } from '../kinds/kind.js';
 import type { KindName } from '../metrics.js';
 import type { CacheConnection } from './connect.js';
-import { type Found, idOf, type Lookup } from './tier.js';
+import { CURRENT } from './statement.js';
+import { ALL_TENANTS, type Found, idOf, type Lookup } from './tier.js';
 
 interface Difference {
   readonly kind: KindName;
@@ -53,6 +55,8 @@ const PAGE = 200;
 /** Rather several pages of a table than one, whose rows were written together. */
 const BLOCKS = 64;
 const SECOND_LOOK_MS = 1_000;
+/** SCAN goes on from any number; of greater ones than it gives itself only the lowest bits count. */
+const CURSORS = 2 ** 32;
 
 /**
  * Looks at `sample` entries of Redis and of every table.
@@ -87,14 +91,15 @@ export async function verify(connection: CacheConnection, { sample = 1_000 } = {
   };
 }
 
+/** From anywhere on, so that who asks often sees all there is: to the end, and where that is not enough from the beginning. */
 async function sampleRedis({ tiers: { redis } }: CacheConnection, sample: number): Promise<Lookup[]> {
   const found = new Map<string, Lookup>();
-  let cursor = '0';
-  do {
-    const page = await redis?.guard.run('query', () => redis.tier.scan('*', cursor));
+  let cursor = String(randomInt(CURSORS));
+  for (let rounds = 0; rounds < 2 && found.size < sample; rounds += cursor === '0' ? 1 : 0) {
+    const page = await redis?.guard.run('query', () => redis.tier.scan(ALL_TENANTS, cursor));
     for (const one of (page?.ids ?? []).flatMap(parsed)) found.set(one.id, one);
     cursor = page?.cursor ?? '0';
-  } while (cursor !== '0' && found.size < sample);
+  }
   return [...found.values()].slice(0, sample);
 }
 
@@ -147,17 +152,15 @@ interface Truth {
 const TRUTHS = {
   name: 'verify',
   text: `select asked.entry,
-      (select max(generation) from cache_generations where tenant_id in (asked.tenant_id, '*'))::float8 as generation,
+      ${CURRENT('asked.tenant_id')}::float8 as generation,
       coalesce((select version from redis_repairs r where r.tenant_id = asked.tenant_id and r.entry = asked.entry), 0)::float8
         as repair
     from unnest($1::text[], $2::text[]) as asked(tenant_id, entry)`,
 };
 
-async function truthsOf({ tiers, pool }: CacheConnection, page: readonly Lookup[]): Promise<Map<string, Truth>> {
+async function truthsOf({ query }: CacheConnection, page: readonly Lookup[]): Promise<Map<string, Truth>> {
   const values = [page.map(({ tenantId }) => tenantId), page.map(({ id }) => id)];
-  const { rows } = await tiers.postgres.guard.run('query', () =>
-    pool.query<Truth & { entry: string }>({ ...TRUTHS, values }),
-  );
+  const { rows } = await query<Truth & { entry: string }>({ ...TRUTHS, values });
   return new Map(rows.map((row) => [row.entry, row]));
 }
 

@@ -100,7 +100,7 @@ test('every public method is in the table of those that want a tenant, or wants 
 });
 
 test.each(Object.entries(METHODS))(
-  '%s refuses what is no tenant, naming the argument, and writes nothing',
+  '%s refuses what is no tenant, naming the argument, and writes nothing [M52]',
   async (_, call) => {
     const before = await everything();
     for (const bad of NO_TENANTS) {

@@ -4,14 +4,7 @@ import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import type { Redis } from 'ioredis';
 import { afterAll, beforeAll, beforeEach, expect, test } from 'vitest';
-import {
-  ArgumentError,
-  closeCacheService,
-  type FaceEmbedding,
-  getCacheService,
-  getHybridCacheService,
-  HybridCacheService,
-} from '../../src/index.js';
+import { closeCacheService, getCacheService, getHybridCacheService, HybridCacheService } from '../../src/index.js';
 import { sha256 } from '../../src/kinds/identity.js';
 import { BUILT_IN_MODELS } from '../../src/kinds/models.js';
 import { createLogger } from '../../src/logger.js';
@@ -250,100 +243,6 @@ test('near-duplicates are found through the service, six bits apart unless said 
   expect(await service.findNearDuplicates('ff00ff00ff00ff00', tenant, { maxDistance: 0 })).toEqual([at(0)]);
   expect(await service.findNearDuplicates('opaque', tenant)).toEqual([]);
 });
-
-type Call = (service: HybridCacheService, tenantId: never, bad: never) => Promise<unknown>;
-
-const METHODS: [string, Call][] = [
-  ['cacheFaceEmbeddings', (s, t) => s.cacheFaceEmbeddings(HASH, t, [FACE])],
-  ['getCachedFaceEmbeddings', (s, t) => s.getCachedFaceEmbeddings(HASH, t)],
-  ['cacheFaceDetection', (s, t) => s.cacheFaceDetection(HASH, t, [])],
-  ['getCachedFaceDetection', (s, t) => s.getCachedFaceDetection(HASH, t)],
-  ['cachePerceptualHash', (s, t) => s.cachePerceptualHash(HASH, t, 'ff00ff00ff00ff00')],
-  ['getCachedPerceptualHash', (s, t) => s.getCachedPerceptualHash(HASH, t)],
-  ['shouldSkipUrl', (s, t) => s.shouldSkipUrl(URL_A, t)],
-  ['shouldSkipCrawledImage', (s, t) => s.shouldSkipCrawledImage(URL_A, BYTES, t)],
-  ['storeCrawledImage', (s, t) => s.storeCrawledImage(URL_A, BYTES, { rawKey: 'raw' }, t)],
-  ['findNearDuplicates', (s, t) => s.findNearDuplicates('ff00ff00ff00ff00', t)],
-];
-
-test.each(METHODS)('%s refuses what is no tenant, naming the argument [M52]', async (_name, call) => {
-  for (const bad of ['', '*', 'a:b', '[x]', '🙂', 'x'.repeat(101), undefined, null, 7]) {
-    await expectRefused(call(service, bad as never, undefined as never), 'tenantId');
-  }
-});
-
-test.each(METHODS)('%s takes every tenant that the rules allow', async (_name, call) => {
-  for (const good of ['a.b', '..', '-', `${tenant}-${'x'.repeat(99 - tenant.length)}`]) {
-    await expect(call(service, good as never, undefined as never)).resolves.not.toThrow();
-  }
-});
-
-const number = (changes: object): FaceEmbedding[] => [{ ...FACE, ...changes } as FaceEmbedding];
-const t = () => tenant;
-
-const BAD: [string, string, (bad: HybridCacheService) => Promise<unknown>][] = [
-  ['content', 'a hash that is none', (s) => s.cacheFaceEmbeddings('abc', t(), [])],
-  ['content', 'an upper-case hash', (s) => s.getCachedFaceEmbeddings(HASH.toUpperCase(), t())],
-  ['content', 'no content', (s) => s.cachePerceptualHash(undefined as never, t(), 'x')],
-  ['content', 'a number', (s) => s.getCachedPerceptualHash(1 as never, t())],
-  ['imageBytes', 'a bad hash of a crawled image', (s) => s.storeCrawledImage(URL_A, 'abc', { rawKey: 'r' }, t())],
-  ['imageBytes', 'a bad hash to skip by', (s) => s.shouldSkipCrawledImage(URL_A, 'abc', t())],
-  ['model', 'an empty model', (s) => s.cacheFaceEmbeddings(HASH, t(), [], { model: '' })],
-  ['model', 'a model with a colon', (s) => s.getCachedFaceEmbeddings(HASH, t(), { model: 'a:b' })],
-  ['model', 'a number as model', (s) => s.cacheFaceDetection(HASH, t(), [], { model: 1 as never })],
-  ['embeddings', 'no list', (s) => s.cacheFaceEmbeddings(HASH, t(), {} as never)],
-  ['embeddings[0].embedding', 'no vector', (s) => s.cacheFaceEmbeddings(HASH, t(), number({ embedding: undefined }))],
-  ['embeddings[0].embedding[0]', 'NaN', (s) => s.cacheFaceEmbeddings(HASH, t(), number({ embedding: [Number.NaN] }))],
-  [
-    'embeddings[1].embedding[1]',
-    'Infinity',
-    (s) => s.cacheFaceEmbeddings(HASH, t(), [FACE, ...number({ embedding: [1, Number.POSITIVE_INFINITY] })]),
-  ],
-  [
-    'embeddings[0].bbox[3]',
-    'NaN in a box',
-    (s) => s.cacheFaceEmbeddings(HASH, t(), number({ bbox: [0, 0, 1, Number.NaN] })),
-  ],
-  ['embeddings[0].bbox', 'a box of three', (s) => s.cacheFaceEmbeddings(HASH, t(), number({ bbox: [0, 0, 1] }))],
-  ['embeddings[0].det_score', 'a score above 1', (s) => s.cacheFaceEmbeddings(HASH, t(), number({ det_score: 1.1 }))],
-  ['embeddings[0].det_score', 'a negative score', (s) => s.cacheFaceEmbeddings(HASH, t(), number({ det_score: -0.1 }))],
-  ['detections[0].det_score', 'no score', (s) => s.cacheFaceDetection(HASH, t(), [{ bbox: [0, 0, 1, 1] }] as never)],
-  ['detections[0].extra', 'what JSON cannot carry', (s) => s.cacheFaceDetection(HASH, t(), number({ extra: 1n }))],
-  ['phash', 'an empty hash', (s) => s.cachePerceptualHash(HASH, t(), '')],
-  ['phash', 'a hash of 129 characters', (s) => s.cachePerceptualHash(HASH, t(), 'x'.repeat(129))],
-  ['phash', 'a hash with a NUL', (s) => s.cachePerceptualHash(HASH, t(), 'a\0b')],
-  ['phash', 'half a surrogate pair', (s) => s.cachePerceptualHash(HASH, t(), 'a\ud800')],
-  ['phash', 'a number as hash', (s) => s.cachePerceptualHash(HASH, t(), 5 as never)],
-  ['phash', 'no hash to search for', (s) => s.findNearDuplicates(undefined as never, t())],
-  ['url', 'no URL', (s) => s.shouldSkipUrl('no url', t())],
-  ['url', 'another scheme', (s) => s.shouldSkipCrawledImage('ftp://example.com/a', BYTES, t())],
-  ['url', 'credentials', (s) => s.storeCrawledImage('https://u:p@example.com/', BYTES, { rawKey: 'r' }, t())],
-  ['url', 'undefined', (s) => s.shouldSkipUrl(undefined as never, t())],
-  ['rawKey', 'no keys', (s) => s.storeCrawledImage(URL_A, BYTES, undefined as never, t())],
-  ['rawKey', 'an empty key', (s) => s.storeCrawledImage(URL_A, BYTES, { rawKey: '' }, t())],
-  ['rawKey', 'a key with a NUL', (s) => s.storeCrawledImage(URL_A, BYTES, { rawKey: 'a\0' }, t())],
-  [
-    'thumbnailKey',
-    'a number as key',
-    (s) => s.storeCrawledImage(URL_A, BYTES, { rawKey: 'r', thumbnailKey: 5 as never }, t()),
-  ],
-  ['sourceUrl', 'a NUL', (s) => s.storeCrawledImage(URL_A, BYTES, { rawKey: 'r', sourceUrl: '\0' }, t())],
-  ['maxDistance', 'eight', (s) => s.findNearDuplicates('ff00ff00ff00ff00', t(), { maxDistance: 8 })],
-];
-
-test.each(BAD)('%s is refused: %s; nothing is written', async (argument, _what, call) => {
-  await expectRefused(call(service), argument);
-  expect(await entriesOf(tenant)).toBe(0);
-});
-
-async function expectRefused(call: Promise<unknown>, argument: string): Promise<void> {
-  const refusal = await call.then(
-    (answer) => `not refused but answered with ${JSON.stringify(answer)}`,
-    (error: unknown) => error,
-  );
-  expect(refusal).toBeInstanceOf(ArgumentError);
-  expect(refusal).toMatchObject({ argument, message: expect.stringContaining(argument) });
-}
 
 test('a service closes what it opened itself, and leaves what it was given', async () => {
   const own = new HybridCacheService({ config: world.config(), logger: createLogger('silent') });

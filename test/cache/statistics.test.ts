@@ -99,14 +99,15 @@ test('what a server does not tell is null', () => {
   expect(figures).toMatchObject({ usedMemoryHuman: '1.50M', usedMemory: null, maxmemoryPolicy: null });
 });
 
-test('tiers that are turned off have no figures, and the service’s own are still there', async () => {
+test('a Redis that is turned off has no figures, and the service’s own are still there', async () => {
   const counts = new LookupCounts();
   counts.count('crawl_url', 'miss');
-  expect(await readStatistics({ redis: null, postgres: null, counts })).toEqual({
+  const query = async () => ({ rows: [] });
+  expect(await readStatistics({ redis: null, postgres: { query }, counts })).toEqual({
     redisEnabled: false,
-    postgresEnabled: false,
+    postgresEnabled: true,
     redisStats: { error: 'turned off' },
-    postgresStats: { error: 'turned off' },
+    postgresStats: { estimated: [] },
     service: counts.snapshot(),
   });
 });
