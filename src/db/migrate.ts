@@ -13,8 +13,20 @@ import { makeWay } from './python-tables.js';
 /** Any number that every process of this service agrees on: "hcs" and a version. */
 const MIGRATION_LOCK = 0x686373_01;
 
+/** Drizzle's own name for it would be shared with every other program of that database that uses drizzle. */
+const APPLIED = { migrationsSchema: 'drizzle', migrationsTable: 'hybrid_cache_migrations' };
+const APPLIED_TABLE = `${APPLIED.migrationsSchema}.${APPLIED.migrationsTable}`;
+/** Where they were listed before the first release. */
+const FORMER_TABLE = 'drizzle.__drizzle_migrations';
+
 /** SQLSTATE: the table that lists the applied migrations is not there. */
 const UNDEFINED_TABLE = '42P01';
+
+interface Applied {
+  readonly hash: string;
+  /** What drizzle knows a migration by: when it was generated. */
+  readonly at: string;
+}
 
 interface MigrateOptions {
   readonly queueOnPostgres: boolean;
@@ -24,7 +36,8 @@ interface MigrateOptions {
 
 /**
  * Safe when several processes start at once: one migrates, the others wait for it and find nothing to do.
- * Throws `ForeignTablesError`, with nothing changed, where our names stand for what somebody else made.
+ * Throws `ForeignTablesError`, with nothing changed, where our names stand for what somebody else made; likewise an error
+ * that says what to do where the database is newer than this program, or was migrated by others than ours.
  * @returns what was renamed, as `old to new`
  */
 export async function migrate(postgres: PostgresConfig, options: MigrateOptions): Promise<string[]> {
@@ -34,9 +47,12 @@ export async function migrate(postgres: PostgresConfig, options: MigrateOptions)
   try {
     await client.query('select pg_advisory_lock($1)', [MIGRATION_LOCK]);
     await client.query('set client_min_messages = warning');
-    const apply = () => applyMigrations(drizzle(client), { migrationsFolder: migrationsFolder() });
+    const apply = () => applyMigrations(drizzle(client), { migrationsFolder: migrationsFolder(), ...APPLIED });
     let renamed: string[] = [];
-    if ((await appliedMigrations(client)) > 0) await apply();
+    await takeOver(client);
+    const applied = await appliedMigrations(client);
+    refuseOthers(applied);
+    if (applied.length > 0) await apply();
     else renamed = await makeWay(client, options.renamePythonTables ?? false, apply);
     if (options.queueOnPostgres) await runMigrations(client);
     return renamed;
@@ -53,7 +69,7 @@ export async function isMigrated(postgres: PostgresConfig, options: { queueOnPos
     await client.connect();
     const applied = await appliedMigrations(client);
     if (options.queueOnPostgres) await assertSchemaCompatibility(client);
-    return applied >= readMigrationFiles({ migrationsFolder: migrationsFolder() }).length;
+    return applied.length >= ourMigrations().length;
   } catch (error) {
     if (error instanceof SchemaMigrationRequiredError) return false;
     throw error;
@@ -62,16 +78,58 @@ export async function isMigrated(postgres: PostgresConfig, options: { queueOnPos
   }
 }
 
-async function appliedMigrations(client: Client): Promise<number> {
+/** Moves the list of what was applied to where it is kept now, from among what other programs have there. */
+async function takeOver(client: Client): Promise<void> {
+  const { rows } = await client.query<{ due: boolean }>(
+    'select to_regclass($1) is null and to_regclass($2) is not null as due',
+    [APPLIED_TABLE, FORMER_TABLE],
+  );
+  const [first] = ourMigrations();
+  if (!rows[0]?.due || !first) return;
+  const moved = ourMigrations().map(({ folderMillis }) => folderMillis);
+  await client.query('begin');
+  await client.query(`create table ${APPLIED_TABLE} (id serial primary key, hash text not null, created_at bigint)`);
+  await client.query(
+    `insert into ${APPLIED_TABLE} (hash, created_at) select hash, created_at from ${FORMER_TABLE}
+       where created_at = any($1) and exists (select from ${FORMER_TABLE} where hash = $2) order by id`,
+    [moved, first.hash],
+  );
+  await client.query(
+    `delete from ${FORMER_TABLE} where (hash, created_at) in (select hash, created_at from ${APPLIED_TABLE})`,
+  );
+  await client.query('commit');
+}
+
+async function appliedMigrations(client: Client): Promise<Applied[]> {
   try {
-    const { rows } = await client.query<{ applied: number }>(
-      'select count(*)::int as applied from drizzle.__drizzle_migrations',
-    );
-    return rows[0]?.applied ?? 0;
+    return (await client.query<Applied>(`select hash, created_at as at from ${APPLIED_TABLE} order by created_at`))
+      .rows;
   } catch (error) {
-    if ((error as { code?: unknown }).code === UNDEFINED_TABLE) return 0;
+    if ((error as { code?: unknown }).code === UNDEFINED_TABLE) return [];
     throw error;
   }
+}
+
+/** @throws where something was applied that is not among our migrations */
+function refuseOthers(applied: readonly Applied[]): void {
+  const ours = ourMigrations();
+  const stranger = applied.find(({ hash }) => !ours.some((one) => one.hash === hash));
+  if (!stranger) return;
+  const made = new Date(Number(stranger.at)).toISOString();
+  if (Number(stranger.at) > Math.max(...ours.map(({ folderMillis }) => folderMillis))) {
+    throw new Error(
+      `The database is newer than this program: it has a migration of ${made}. ` +
+        'Run the version that made it, or restore a backup of before.',
+    );
+  }
+  throw new Error(
+    `The database has a migration of ${made} in another form than this program: its tables may differ. ` +
+      'Run the version that made it, or begin with an empty database.',
+  );
+}
+
+function ourMigrations() {
+  return readMigrationFiles({ migrationsFolder: migrationsFolder() });
 }
 
 function migrationsFolder(): string {

@@ -46,7 +46,7 @@ const tables = () =>
     url,
     "select table_name as name from information_schema.tables where table_schema = 'public' and table_type = 'BASE TABLE' order by 1",
   ).then((rows) => rows.map(({ name }) => name));
-const applied = () => query<{ hash: string }>(url, 'select hash from drizzle.__drizzle_migrations order by id');
+const applied = () => query<{ hash: string }>(url, 'select hash from drizzle.hybrid_cache_migrations order by id');
 
 test('an empty database has every table of the schema afterwards, with tenant_id leading every primary key', async () => {
   expect(await isMigrated({ connectionString: url }, { queueOnPostgres: false })).toBe(false);
@@ -112,6 +112,44 @@ test('a migration waits for the one under way, and goes on when that is killed',
   await waiting;
   expect(await isMigrated({ connectionString: url }, { queueOnPostgres: false })).toBe(true);
   await other.end().catch(() => undefined);
+});
+
+test('another program of the same database that uses drizzle is left alone, and takes nothing for its own', async () => {
+  const theirs = "('theirs', extract(epoch from now()) * 1000)";
+  await query(
+    url,
+    `create schema drizzle; create table drizzle.__drizzle_migrations (id serial, hash text, created_at bigint);
+     insert into drizzle.__drizzle_migrations (hash, created_at) values ${theirs}`,
+  );
+  await migrate({ connectionString: url }, { queueOnPostgres: false });
+  expect(await isMigrated({ connectionString: url }, { queueOnPostgres: false })).toBe(true);
+  expect(await query(url, 'select hash from drizzle.__drizzle_migrations')).toEqual([{ hash: 'theirs' }]);
+});
+
+test('what was applied before the list had a name of its own is not applied again', async () => {
+  await migrate({ connectionString: url }, { queueOnPostgres: false });
+  const before = await applied();
+  await query(
+    url,
+    `alter table drizzle.hybrid_cache_migrations rename to __drizzle_migrations;
+     insert into drizzle.__drizzle_migrations (hash, created_at) values ('theirs', 1)`,
+  );
+  expect(await isMigrated({ connectionString: url }, { queueOnPostgres: false })).toBe(false);
+  await migrate({ connectionString: url }, { queueOnPostgres: false });
+  expect(await applied()).toEqual(before);
+  expect(await query(url, 'select hash from drizzle.__drizzle_migrations')).toEqual([{ hash: 'theirs' }]);
+});
+
+test('a database that is newer than this program, or was migrated in another form, is refused', async () => {
+  await migrate({ connectionString: url }, { queueOnPostgres: false });
+  const again = () => migrate({ connectionString: url }, { queueOnPostgres: false });
+  const list = 'drizzle.hybrid_cache_migrations';
+  await query(url, `insert into ${list} (hash, created_at) select 'newer', max(created_at) + 1000 from ${list}`);
+  await expect(again()).rejects.toThrow(/is newer than this program.*Run the version that made it/);
+  // Its older processes go on while it is rolled out.
+  expect(await isMigrated({ connectionString: url }, { queueOnPostgres: false })).toBe(true);
+  await query(url, `delete from ${list} where hash = 'newer'; update ${list} set hash = 'other' where id = 2`);
+  await expect(again()).rejects.toThrow(/in another form/);
 });
 
 test('a database that cannot be reached rejects', async () => {
