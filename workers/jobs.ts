@@ -19,6 +19,8 @@ import type { Perform, Run } from './run.js';
 const LEASE_BEYOND_FETCH_MS = 60_000;
 /** A request that was given up on is closed by then. */
 const LEASE_BEYOND_REQUEST_MS = 5_000;
+/** To an origin; those of requests that were given up on take a moment to close. */
+const LEAST_CONNECTIONS = 16;
 /** An embedding of one image on a busy machine. */
 const EMBEDDING_LEASE_MS = 120_000;
 
@@ -46,7 +48,10 @@ function crawlWork(app: App, { events, closer }: Means) {
   const { config, connection } = app;
   const policy = new AddressPolicy({ allow: config.fetch.allow, deny: config.fetch.deny });
   const { maxBytes, timeoutMs, userAgent, hostConcurrency, hostGapMs, crawler } = config.fetch;
-  const fetcher = closer.add('fetcher', new Fetcher({ maxBytes, timeoutMs, userAgent, policy }), (one) => one.close());
+  // Who has a host's permit is not to wait for a connection to it.
+  const connectionsPerOrigin = Math.max(hostConcurrency, LEAST_CONNECTIONS);
+  const options = { maxBytes, timeoutMs, userAgent, policy, connectionsPerOrigin };
+  const fetcher = closer.add('fetcher', new Fetcher(options), (one) => one.close());
   const politeness = new Politeness(
     new HostSchedule(app.backend.state, app.queues.get('crawl')),
     connection.hybrid,

@@ -262,6 +262,21 @@ describe.each([
     }
   });
 
+  test('as many requests are under way at a host as it may have, also where that is many', async () => {
+    const many = 24;
+    app = start({
+      FETCH_HOST_CONCURRENCY: '24',
+      CRAWL_CONCURRENCY: '24',
+      FETCH_HOST_GAP_MS: '0',
+      FETCH_ROBOTS: 'ignore',
+    });
+    const held = Array.from({ length: many }, (_, n) => site.hold(`/${n}.png`, { body: PICTURE, type: 'image/png' }));
+    const ids = await enqueue(held.map(({ url }) => url));
+    await site.until(() => site.inFlight().now === many);
+    for (const { release } of held) release();
+    for (const job of await allEnded(ids)) expect(job.state).toBe('completed');
+  });
+
   test('a redirect is a request of its own: it waits for its host, and goes on from there', async () => {
     app = start({ FETCH_HOST_CONCURRENCY: '1', FETCH_HOST_GAP_MS: '2000', FETCH_ROBOTS: 'ignore' });
     const url = site.redirect('/from.png', picture('to'));
