@@ -41,6 +41,8 @@ export interface QueueBackend {
 const RECOVERY = { lockDuration: 8_000, stalledInterval: 4_000, maxStalledCount: 2 ** 31 - 1 };
 /** How soon a worker tries again after the store failed it, in milliseconds. */
 const STORE_RETRY_MS = 1_000;
+/** Longer than a worker's steps take; what takes longer (emptying a huge queue) goes on in the server. */
+const QUERY_TIMEOUT_MS = 15_000;
 /** For a step in what is kept beside the jobs: it takes a few milliseconds. */
 const STATE_TIMEOUT_MS = 2_500;
 const RETRY_BASE_MS = 10_000;
@@ -116,6 +118,10 @@ function onPostgres(
     schema,
     application_name: 'hybrid-cache-service queue',
     connectionTimeoutMillis: 5_000,
+    // A network that swallows everything would else hold a worker until TCP gives up, a quarter of an hour later. Who only
+    // listens runs no query, and is probed by TCP.
+    query_timeout: QUERY_TIMEOUT_MS,
+    keepAlive: true,
   };
   const pool = (max: number) => ({ connection: { ...shared, max } });
   // BullMQ's classes carry their backend in a type parameter that defaults to Redis; what we use of them is common.

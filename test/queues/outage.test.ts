@@ -171,3 +171,19 @@ describe.each(['redis', 'postgres'] as const)('a queue on %s', (server) => {
     }
   });
 });
+
+test('with queues on PostgreSQL, a worker whose questions nobody answers gives them up, and asks anew', async () => {
+  const app = stack.app({ REDIS_URL: 'none' });
+  const worker = startWork(app, async () => DONE);
+  await untilState(app, await enqueueOne(app, image('before-silence')), 'completed');
+  const errors = new Set<string>();
+  worker.on('error', ({ message }) => errors.add(message));
+  await stack.servers.kill('postgres', 'SIGSTOP');
+  try {
+    await until('a question to be given up', () => errors.has('Query read timeout'), 50_000);
+  } finally {
+    await stack.servers.kill('postgres', 'SIGCONT');
+  }
+  await untilState(app, await enqueueOne(app, image('after-silence')), 'completed');
+  await worker.close();
+});
