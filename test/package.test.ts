@@ -1,6 +1,6 @@
 /** What npm would publish: the right files, resolved by every tool, and a library that loads no more than it needs. */
 import { execFile } from 'node:child_process';
-import { mkdtemp, readdir, readFile, rm } from 'node:fs/promises';
+import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { promisify } from 'node:util';
@@ -8,6 +8,7 @@ import { publint } from 'publint';
 import { formatMessage } from 'publint/utils';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import * as library from '../src/index.js';
+import { packageVersion } from '../src/package.js';
 import { type Packed, pack } from './support/packed.js';
 
 const run = promisify(execFile);
@@ -92,5 +93,70 @@ describe('importing the library', () => {
     expect([...packages].filter((name) => name && heavy.test(name))).toEqual([]);
     const rooms = loaded.flatMap((line) => /dist\/src\/(\w+)\/[^/]+$/.exec(line)?.[1] ?? []);
     expect([...new Set(rooms)].sort()).toEqual(['cache', 'db', 'kinds']);
+  });
+});
+
+describe('a project that installs it', () => {
+  let project: string;
+
+  beforeAll(async () => {
+    project = join(folder, 'project');
+    await mkdir(project);
+    await writeFile(join(project, 'package.json'), JSON.stringify({ private: true, type: 'module' }));
+    const flags = ['--prefer-offline', '--no-audit', '--no-fund', '--ignore-scripts'];
+    await run('npm', ['install', packed.tarball, ...flags], { cwd: project });
+  }, 10 * 60_000);
+
+  test('can import it, and use it where both tiers are down', async () => {
+    await writeFile(
+      join(project, 'program.js'),
+      `import { HybridCacheService } from 'hybrid-cache-service';
+      const cache = new HybridCacheService();
+      const known = await cache.getCachedPerceptualHash('0'.repeat(64), 'acme');
+      await cache.close();
+      console.log(JSON.stringify({ known }));`,
+    );
+    // Nobody listens there.
+    const env = {
+      DATABASE_URL: 'postgres://nobody@127.0.0.1:9/none',
+      REDIS_URL: 'redis://127.0.0.1:9',
+      LOG_LEVEL: 'silent',
+    };
+    const { stdout } = await run(process.execPath, ['program.js'], { cwd: project, env });
+    expect(JSON.parse(stdout)).toEqual({ known: null });
+  });
+
+  test('finds the command', async () => {
+    const { stdout } = await run('npx', ['--no-install', 'hybrid-cache', '--version'], { cwd: project });
+    expect(stdout.trim()).toBe(packageVersion());
+  });
+
+  test('compiles against its types, strictly', async () => {
+    await writeFile(
+      join(project, 'program.ts'),
+      `import { HybridCacheService } from 'hybrid-cache-service';
+      const cache: HybridCacheService = new HybridCacheService();
+      const faces = await cache.getCachedFaceEmbeddings(Buffer.from('image'), 'acme');
+      const boxes: [number, number, number, number][] = (faces ?? []).map(({ bbox }) => bbox);
+      const { shouldSkip, rawKey }: { shouldSkip: boolean; rawKey: string | null } = await cache.shouldSkipUrl('https://example.com/', 'acme');
+      // @ts-expect-error: the tenant is required
+      await cache.shouldSkipUrl('https://example.com/');
+      console.log(boxes, shouldSkip, rawKey);`,
+    );
+    const tsc = resolve('node_modules/.bin/tsc');
+    const args = [
+      '--noEmit',
+      '--strict',
+      '--module',
+      'nodenext',
+      '--moduleResolution',
+      'nodenext',
+      '--target',
+      'es2022',
+    ];
+    const { stdout } = await run(tsc, [...args, '--types', 'node', 'program.ts'], { cwd: project }).catch(
+      (error) => error,
+    );
+    expect(stdout).toBe('');
   });
 });
