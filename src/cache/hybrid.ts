@@ -119,6 +119,11 @@ export class HybridCache {
     this.#flights.end(standing);
   }
 
+  /** The tenant's generation as this process knows it, to be compared by `reaches` with what was read since. */
+  generationOf(tenantId: string): number {
+    return this.coherence.generationOf(tenantId);
+  }
+
   /** Whether what was read in this generation may still be told. */
   reaches(tenantId: string, generation: number): boolean {
     return this.coherence.reaches(tenantId, generation);

@@ -54,6 +54,8 @@ export async function viewImage(
     urlsOf(query, tenantId, contentHash),
     hash ? searchNearDuplicates(query, tenantId, hash, { except: contentHash }) : [],
   ]);
+  // Invalidated meanwhile: the image is unknown.
+  if (content?.state === 'hit' && !hybrid.reaches(tenantId, content.generation)) return null;
   const { rawKey, thumbnailKey, width, height, mimeType } = image;
   const facts = { rawKey, thumbnailKey, phash: hash, width, height, mimeType };
   return { contentHash, ...facts, urls, model, faces: known(faces as Answer<FaceEmbedding[]>), nearDuplicates };

@@ -273,8 +273,11 @@ export class HybridCacheService {
     options?: { maxDistance?: number },
   ): Promise<NearDuplicate[]> {
     checkText('phash', phash, 128);
-    const search = searchNearDuplicates(this.#connection.query, checkTenantId(tenantId), phash, options ?? {});
-    return (await unlessAway(search)) ?? [];
+    const { query, hybrid } = this.#connection;
+    const generation = hybrid.generationOf(checkTenantId(tenantId));
+    const found = (await unlessAway(searchNearDuplicates(query, tenantId, phash, options ?? {}))) ?? [];
+    // Invalidated meanwhile: what was found may be of before.
+    return hybrid.reaches(tenantId, generation) ? found : this.findNearDuplicates(phash, tenantId, options);
   }
 
   /**

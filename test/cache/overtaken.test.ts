@@ -1,10 +1,12 @@
 /** What is read, and written again because of it, while its tenant is invalidated. */
-import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from 'vitest';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { viewImage } from '../../src/cache/image-view.js';
 import { entry } from '../../src/cache/tier.js';
 import { crawlContents } from '../../src/kinds/crawl.js';
 import { sha256 } from '../../src/kinds/identity.js';
 import { crawlContent } from '../kinds/examples.js';
-import { Servers } from './chaos-support.js';
+import { until } from '../support/until.js';
+import { type Link, Servers } from './chaos-support.js';
 import { freshTenant, type OpenCache } from './support.js';
 
 const BYTES = Buffer.from('an image that is known');
@@ -62,4 +64,48 @@ test('who records the same content anew in the same batch is not held back by it
     expect(standing).toHaveLength(2);
   }
   expect(await b.records.content(tenant, HASH)).toMatchObject({ rawKey: 'raw/again' });
+});
+
+describe('what PostgreSQL found before the tenant was invalidated, and was told of after', () => {
+  const PHASH = '0f1e2d3c4b5a6978';
+  let reader: OpenCache;
+  let link: Link;
+
+  beforeEach(async () => {
+    link = await servers.link('postgres');
+    reader = servers.open({ DATABASE_URL: link.url });
+    expect(await a.service.cachePerceptualHash(HASH, tenant, PHASH)).toBe(true);
+    expect(await a.service.cacheFaceEmbeddings(HASH, tenant, [], { model: 'model@1' })).toBe(true);
+    expect(await reader.service.findNearDuplicates(PHASH, tenant)).toHaveLength(1);
+  });
+
+  /** What `asking` resolves with, where the tenant is invalidated while the answer to the statement is under way. */
+  async function overtaken<T>(statement: string, asking: () => Promise<T>): Promise<T> {
+    const [before] = await servers.sql<{ now: string }>('select clock_timestamp()::text as now');
+    link.hold();
+    const asked = asking();
+    await until('PostgreSQL to have answered', async () => {
+      const [row] = await servers.sql<{ done: boolean }>(
+        `select count(*) > 0 as done from pg_stat_activity
+           where query like $1 and query not like '%pg_stat_activity%' and state = 'idle' and query_start > $2::timestamptz`,
+        [statement, before?.now],
+      );
+      return row?.done;
+    });
+    expect(await reader.service.invalidateTenantCache(tenant)).toBeGreaterThan(0);
+    link.letGo();
+    return await asked;
+  }
+
+  test('is no near-duplicate', async () => {
+    const found = await overtaken('%perceptual_hash_bands%', () => reader.service.findNearDuplicates(PHASH, tenant));
+    expect(found).toEqual([]);
+  });
+
+  test('is no image', async () => {
+    const view = await overtaken('select url from crawl_cache%', () =>
+      viewImage(reader.connection, tenant, HASH, 'model@1'),
+    );
+    expect(view).toBeNull();
+  });
 });
