@@ -198,13 +198,13 @@ async function ownRecord(step: Step, { record }: UrlFacts): Promise<CrawlOutcome
 /** `null` where the origin says that what is known is still the same. */
 async function fetchImage(step: Step, stale: Stale | null): Promise<Fetched | null> {
   const { fetcher, politeness, job, signal } = step;
-  const visitor = { tenantId: job.tenantId, jobId: step.id, signal };
+  const asker = { tenantId: job.tenantId, jobId: step.id, signal };
   const trail = trailOf(step);
   const options = {
     signal,
     trail,
     crawler: politeness.crawler,
-    admit: (url: string) => politeness.admit(visitor, url),
+    admit: (url: string) => politeness.admit(asker, url),
   };
   return timed(step, 'fetch', async () => {
     const started = performance.now();

@@ -34,7 +34,7 @@ export interface PolitenessOptions {
 }
 
 /** Who asks: a run of a job of a tenant. */
-export interface Visitor {
+export interface Asker {
   readonly tenantId: string;
   /** The job's id in its queue. */
   readonly jobId: string;
@@ -70,16 +70,16 @@ export class Politeness {
    * @throws {RejectedError} `robots`
    * @throws {RetryableError} where robots.txt was asked for and could not be had
    */
-  async admit(visitor: Visitor, url: string): Promise<Leave> {
+  async admit(asker: Asker, url: string): Promise<Leave> {
     const { origin, host } = new URL(url);
     const { crawler } = this;
-    if (crawler === undefined) return this.#enter(visitor, host, this.#rules());
-    const robots = await this.#known(visitor.tenantId, origin);
-    if (robots) return this.#enter(visitor, host, this.#rules(await this.#allowedGap(visitor, robots, url, crawler)));
-    const permit = await this.schedule.enter(host, visitor.jobId, visitor.tenantId, { ...this.#rules(), most: 1 });
+    if (crawler === undefined) return this.#enter(asker, host, this.#rules());
+    const robots = await this.#known(asker.tenantId, origin);
+    if (robots) return this.#enter(asker, host, this.#rules(await this.#allowedGap(asker, robots, url, crawler)));
+    const permit = await this.schedule.enter(host, asker.jobId, asker.tenantId, { ...this.#rules(), most: 1 });
     const trail = [`${origin}/robots.txt`];
     try {
-      const found = await this.#ask(visitor, { origin, crawler, trail });
+      const found = await this.#ask(asker, { origin, crawler, trail });
       const rules = this.#rules(allowedGap(found, url, crawler));
       await permit.again(rules);
       return this.#leaving(permit, rules);
@@ -105,7 +105,7 @@ export class Politeness {
    * Of a job that is refused or put off: it may have booked while the rules were not known, and the next one shall have
    * that. Only who asked for robots.txt in vain has spent an attempt; until somebody asks again, the others wait.
    */
-  async #allowedGap({ jobId }: Visitor, robots: Robots, url: string, crawler: string): Promise<number> {
+  async #allowedGap({ jobId }: Asker, robots: Robots, url: string, crawler: string): Promise<number> {
     try {
       return allowedGap(robots, url, crawler);
     } catch (error) {
@@ -120,7 +120,7 @@ export class Politeness {
     return { most: hostConcurrency, gapMs: Math.max(hostGapMs, gapMs), leaseMs };
   }
 
-  async #enter({ jobId, tenantId }: Visitor, host: string, rules: HostRules): Promise<Leave> {
+  async #enter({ jobId, tenantId }: Asker, host: string, rules: HostRules): Promise<Leave> {
     return this.#leaving(await this.schedule.enter(host, jobId, tenantId, rules), rules);
   }
 
@@ -129,21 +129,21 @@ export class Politeness {
     return robots && robots.expiresAt > Date.now() ? robots : null;
   }
 
-  async #ask(visitor: Visitor, file: RobotsFile): Promise<Robots> {
+  async #ask(asker: Asker, file: RobotsFile): Promise<Robots> {
     const { origin } = file;
-    const robots = await this.#fetch(visitor, file);
-    await this.cache.write([entry(visitor.tenantId, robotsFiles, sha256(origin), robots)], { hotWithoutDurable: true });
+    const robots = await this.#fetch(asker, file);
+    await this.cache.write([entry(asker.tenantId, robotsFiles, sha256(origin), robots)], { hotWithoutDurable: true });
     return robots;
   }
 
   /** RFC 9309 section 2.3.1: no file allows everything, and one that cannot be had nothing. */
-  async #fetch(visitor: Visitor, { origin, crawler, trail }: RobotsFile): Promise<Robots> {
+  async #fetch(asker: Asker, { origin, crawler, trail }: RobotsFile): Promise<Robots> {
     try {
       const { bytes } = await this.fetcher.fetch(trail[0] as string, {
-        signal: visitor.signal,
+        signal: asker.signal,
         maxBytes: MAX_FILE_BYTES,
         trail,
-        admit: (url) => this.#admitToFile(visitor, new URL(origin).host, url, trail.length === 1),
+        admit: (url) => this.#admitToFile(asker, new URL(origin).host, url, trail.length === 1),
       });
       return robotsOf(origin, bytes, crawler);
     } catch (error) {
@@ -164,10 +164,10 @@ export class Politeness {
    * For the origin's own host the permit is held already. What its robots.txt leads to there (from http to https, say) is
    * asked for at once, and counts where the next gap begins.
    */
-  async #admitToFile(visitor: Visitor, host: string, url: string, isFirst: boolean): Promise<Leave> {
+  async #admitToFile(asker: Asker, host: string, url: string, isFirst: boolean): Promise<Leave> {
     const asked = new URL(url).host;
     if (asked === host && isFirst) return nothing;
-    const leave = await this.#enter(visitor, asked, { ...this.#rules(), most: 1 });
+    const leave = await this.#enter(asker, asked, { ...this.#rules(), most: 1 });
     return asked === host ? nothing : leave;
   }
 

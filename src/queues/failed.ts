@@ -122,6 +122,8 @@ async function retryOne(queue: Queue, job: Job, identities: Set<string>): Promis
     if (await hasLiveTwin(queue, job)) return 'twins';
   }
   try {
+    const remembered = job.progress instanceof Object ? job.progress : {};
+    await job.updateProgress({ ...remembered, retriedAt: Date.now() }); // since when it waits
     await job.retry('failed', { resetAttemptsMade: true });
     return 'retried';
   } catch (error) {

@@ -49,7 +49,7 @@ export interface Standing {
   readonly booked: boolean;
 }
 
-export type Step = 'enter' | 'again' | 'leave' | 'look' | 'tend';
+export type VisitStep = 'enter' | 'again' | 'leave' | 'look' | 'tend';
 
 /** The right to make one request at a time to a host. */
 export interface Permit {
@@ -127,7 +127,7 @@ export class HostSchedule {
 
   /** @returns how the job itself stands */
   async #step(
-    step: Step,
+    step: VisitStep,
     host: string,
     visitor: Visitor,
     rules: HostRules & { coolMs?: number | undefined },

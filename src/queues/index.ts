@@ -3,6 +3,7 @@ import { performance } from 'node:perf_hooks';
 import { setImmediate as othersTurn } from 'node:timers/promises';
 import type { Job, Queue } from 'bullmq';
 import { within } from '../lifecycle.js';
+import { withoutSecrets } from '../logger.js';
 import { isReply } from '../redis-script.js';
 import type { QueueBackend } from './backend.js';
 import { jobOptions, QUEUE_NAMES, type QueueContract, type QueueName } from './contract.js';
@@ -40,6 +41,7 @@ export interface JobView {
   readonly state: string;
   readonly outcome: unknown;
   readonly attempts: number;
+  /** Without the queries of URLs, which may be signatures. */
   readonly error: string | null;
   readonly tenantId: unknown;
 }
@@ -121,7 +123,7 @@ export class Queues {
       state,
       outcome: state === 'completed' ? job.returnvalue : null,
       attempts: job.attemptsMade,
-      error: (state !== 'completed' && job.failedReason) || null,
+      error: state !== 'completed' && job.failedReason ? withoutSecrets(job.failedReason) : null,
       tenantId: job.data?.tenantId,
     };
   }
@@ -145,7 +147,7 @@ export class Queues {
       ]),
       DEADLINE_MS,
     );
-    const ages = found.flat().map((job) => Date.now() - job.timestamp);
+    const ages = found.flat().map((job) => Date.now() - waitsSince(job));
     return Math.max(0, ...ages) / 1000;
   }
 
@@ -162,6 +164,12 @@ export class Queues {
   async close(): Promise<void> {
     await Promise.all([within(DEADLINE_MS, this.#turns.close(), undefined), ...this.all.map(closed)]);
   }
+}
+
+/** Who is taken out of the failed set keeps its timestamp, which is part of its identity; `failed.ts` notes the time. */
+function waitsSince({ timestamp, progress }: Job): number {
+  const { retriedAt } = progress instanceof Object ? (progress as { retriedAt?: unknown }) : {};
+  return typeof retriedAt === 'number' ? Math.max(retriedAt, timestamp) : timestamp;
 }
 
 /** A store that is away cannot be told good-bye (BullMQ rejects then, or waits for it): its connection is cut. */

@@ -1,7 +1,7 @@
 /** `QueueState` on PostgreSQL: the functions of `queue_state` in `drizzle/`. */
 import type { Job } from 'bullmq';
 import { escapeIdentifier, type Pool } from 'pg';
-import type { HostRules, Standing, Step, Visitor } from './host-schedule.js';
+import type { HostRules, Standing, Visitor, VisitStep } from './host-schedule.js';
 import type { OverdueHosts, QueueState } from './state.js';
 import type { Comer, RenumberStep, TakenTurns, TurnRules } from './turns.js';
 
@@ -31,7 +31,7 @@ export class PostgresQueueState implements QueueState {
   ) {}
 
   async visit(
-    step: Step,
+    step: VisitStep,
     host: string,
     { job, tenantId = '' }: Visitor,
     { most, gapMs, leaseMs, coolMs = 0 }: HostRules & { coolMs?: number },

@@ -2,7 +2,7 @@
 import type { Job } from 'bullmq';
 import { Redis } from 'ioredis';
 import { evaluate } from '../redis-script.js';
-import type { HostRules, Standing, Step, Visitor } from './host-schedule.js';
+import type { HostRules, Standing, Visitor, VisitStep } from './host-schedule.js';
 import type { OverdueHosts, QueueState } from './state.js';
 import type { Comer, RenumberStep, TakenTurns, TurnRules } from './turns.js';
 import { keysOf, LEAVE_NUMBERING, RENUMBER, TAKE_TURNS } from './turns-redis.js';
@@ -171,7 +171,7 @@ export class RedisQueueState implements QueueState {
   }
 
   async visit(
-    step: Step,
+    step: VisitStep,
     host: string,
     { job, tenantId = '' }: Visitor,
     { most, gapMs, leaseMs, coolMs = 0 }: HostRules & { coolMs?: number },

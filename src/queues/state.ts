@@ -1,6 +1,6 @@
 /** What the queues need to know beside BullMQ's own records, kept where they are kept. */
 import type { Job } from 'bullmq';
-import type { HostRules, Standing, Step, Visitor } from './host-schedule.js';
+import type { HostRules, Standing, Visitor, VisitStep } from './host-schedule.js';
 import type { Comer, RenumberStep, TakenTurns, TurnRules } from './turns.js';
 
 export interface OverdueHosts {
@@ -15,7 +15,7 @@ export interface QueueState {
    * jobs that were given a permit by it, and to `tend` of all that did not come for theirs yet.
    */
   visit(
-    step: Step,
+    step: VisitStep,
     host: string,
     visitor: Visitor,
     rules: HostRules & { readonly coolMs?: number },

@@ -70,9 +70,6 @@ export interface RenumberStep {
   readonly ageMs: number;
 }
 
-/** Comers of one round trip. */
-const BATCH = 5_000;
-
 export class Turns {
   readonly #owner = randomUUID();
   readonly #stopping = new AbortController();
@@ -86,12 +83,8 @@ export class Turns {
 
   /** @returns the jobs' priorities, in their order */
   async take(queue: string, jobs: readonly Comer[]): Promise<number[]> {
-    const priorities: number[] = [];
-    for (let from = 0; from < jobs.length; from += BATCH) {
-      const taken = await this.state.takeTurns(queue, jobs.slice(from, from + BATCH), this.rules);
-      priorities.push(...taken.priorities);
-      if (taken.outdated) this.#renumber(queue);
-    }
+    const { priorities, outdated } = await this.state.takeTurns(queue, jobs, this.rules);
+    if (outdated) this.#renumber(queue);
     return priorities;
   }
 

@@ -69,7 +69,7 @@ export function mustBeWithin({ full }: Trial, what: string, value: number, limit
  *
  * @throws {ViolationError}
  */
-export function mustNotBe({ full }: Trial, what: string, count: number): void {
+function mustNotBe({ full }: Trial, what: string, count: number): void {
   must(!full || count === 0, `${what}: ${count}`);
 }
 

@@ -9,7 +9,7 @@ export interface Order {
   readonly isTwin: boolean;
 }
 
-export const TENANTS = ['acme', 'zenith'] as const;
+const TENANTS = ['acme', 'zenith'] as const;
 type Tenant = (typeof TENANTS)[number];
 
 /** Of the orders: the second tenant's, known URLs, known bytes under a new URL, what is refused, what fails once. */

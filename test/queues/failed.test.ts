@@ -175,6 +175,7 @@ describe.each(['redis', 'postgres'] as const)('with queues on %s', (backend) => 
         },
       ]);
       expect(JSON.stringify(found)).not.toContain('hush-hush');
+      expect((await app.queues.job('crawl', id))?.error).toBe('could not read https://example.com/a~b.jpg?…');
     });
 
     test.each<[string, unknown, object]>([
@@ -251,6 +252,24 @@ describe.each(['redis', 'postgres'] as const)('with queues on %s', (backend) => 
       expect(await retryFailed(app.queues, {})).toEqual({ retried: 3, twins: 0, gone: 0 });
       await until('all have failed again', async () => runs === 6 && (await app.queues.counts('crawl')).failed === 3);
       expect((await listFailed(app.queues, {}, 20)).jobs.map(({ attempts }) => attempts)).toEqual([1, 1, 1]);
+    });
+
+    test('begins the wait of a job anew, and keeps what the job remembers', async () => {
+      await using world = await createWorld();
+      const app = appOf(world);
+      const day = 24 * 3_600_000;
+      const options = { attempts: 1, timestamp: Date.now() - day };
+      const { id } = await app.queues.get('crawl').add('crawl', image(1), options);
+      const worker = startWork(app, async (_, run) => {
+        await run.remember({ contentHash: HASH });
+        throw new RetryableError('timeout', 'no answer');
+      });
+      await untilState(app, String(id), 'failed');
+      await worker.close();
+      expect(await retryFailed(app.queues, {})).toMatchObject({ retried: 1 });
+      expect(await app.queues.oldestWaitingSeconds('crawl')).toBeLessThan(3_600);
+      const job = await app.queues.get('crawl').getJob(String(id));
+      expect(job).toMatchObject({ timestamp: options.timestamp, progress: { contentHash: HASH } });
     });
 
     test('leaves a job whose twin waits, and takes it once the twin is gone', async () => {

@@ -5,7 +5,7 @@ import { describe, expect, test } from 'vitest';
 import type { App } from '../../src/app.js';
 import { DeferredError } from '../../src/errors.js';
 import { crawlQueue } from '../../src/queues/crawl.js';
-import { HostSchedule, type Step } from '../../src/queues/host-schedule.js';
+import { HostSchedule, type VisitStep } from '../../src/queues/host-schedule.js';
 import { type CrawlWork, enqueueOne, image, startWork, untilState } from '../support/queue-work.js';
 import { until } from '../support/until.js';
 import { createWorld, redisClient, type World } from '../support/world.js';
@@ -248,7 +248,7 @@ describe.each(['redis', 'postgres'])('host schedule on %s', (backend) => {
   test('who comes while a host cools down keeps the time it was given, before those who waited', async () => {
     await using world = await createWorld();
     const { state } = world.app(env).backend;
-    const visit = (step: Step, job: string, coolMs = 0) =>
+    const visit = (step: VisitStep, job: string, coolMs = 0) =>
       state.visit(step, HOST, { job, tenantId: 'acme' }, { ...rules({ most: 3, gapMs: 10_000 }), coolMs });
     for (const job of ['holder', 'booked', 'waiting']) await visit('enter', job);
     await visit('leave', 'holder', 60_000);
