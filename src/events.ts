@@ -173,6 +173,14 @@ export class Events {
     this.log.info({ deleted }, 'deleted what was too old');
   }
 
+  /** Whoever uses the library alone is told by nobody else. */
+  notJournaled(policy: string, appendOnly: boolean): void {
+    this.log.warn(
+      { policy, appendOnly },
+      "writes made while PostgreSQL is away are not kept: the queue's Redis wants maxmemory-policy noeviction and appendonly yes",
+    );
+  }
+
   /** A queue's Redis that evicts loses jobs without an error. */
   queueAtRisk(policy: string, limited: boolean): void {
     this.log[limited ? 'error' : 'warn'](

@@ -46,6 +46,7 @@ export class Journal {
   readonly #key: string;
   readonly #periodic: Periodic;
   #replaying: Promise<void> | undefined;
+  #warned = false;
 
   constructor(
     options: Options,
@@ -66,12 +67,17 @@ export class Journal {
   /** Replays what an earlier process may have left, and from then on whatever is there. */
   begin(): void {
     this.#periodic.start();
+    // Where it is away nothing can be said yet; the first write that is not kept says it then.
+    this.facts().then(
+      (facts) => this.#keeps(facts),
+      () => undefined,
+    );
   }
 
   /** @returns whether the entries are kept, so that PostgreSQL will get them. */
   async keep(entries: readonly Stamped[]): Promise<boolean> {
     const kept = this.#connection.use(async (redis, { facts }) => {
-      if (!keeps(facts)) return false;
+      if (!this.#keeps(facts)) return false;
       const transaction = redis.multi();
       for (const one of entries) transaction.xadd(this.#key, '*', ...fieldsOf(one));
       const answers = (await transaction.exec()) ?? [];
@@ -91,10 +97,17 @@ export class Journal {
   async #written(redis: Redis): Promise<boolean> {
     for (const end = performance.now() + DEADLINE_MS; performance.now() < end; await pause(WRITTEN_POLL_MS)) {
       const facts = factsOf(await redis.info());
-      if (!keeps(facts)) return false;
+      if (!this.#keeps(facts)) return false;
       if (facts.unwrittenBytes === 0) return true;
     }
     return false;
+  }
+
+  #keeps({ policy, appendOnly }: RedisFacts): boolean {
+    const keeps = policy === 'noeviction' && appendOnly;
+    if (!keeps && !this.#warned) this.events.notJournaled(policy, appendOnly);
+    this.#warned = !keeps;
+    return keeps;
   }
 
   /** How many writes wait for PostgreSQL. */
@@ -160,10 +173,6 @@ export class Journal {
     await this.#connection.use((redis) => redis.xadd(refused, 'MAXLEN', '~', MOST_REFUSED, '*', ...fields));
     this.events.replayRefused(id, refused, error);
   }
-}
-
-function keeps({ policy, appendOnly }: RedisFacts): boolean {
-  return policy === 'noeviction' && appendOnly;
 }
 
 function fieldsOf({ kind, tenantId, parts, generation, version, bytes }: Stamped): (string | Buffer)[] {

@@ -287,7 +287,12 @@ test.each([
   async (_, set, reset) => {
     await servers.redis((redis) => redis.config('SET', ...set));
     try {
-      await servedAndForgotten(servers.open());
+      const cache = servers.open();
+      const said = () => messages(cache.logs).filter((line) => line.startsWith('writes made while PostgreSQL is away'));
+      await phash(cache);
+      await until('it to be said at the first use', () => said().length > 0);
+      await servedAndForgotten(cache);
+      expect(said()).toHaveLength(1);
     } finally {
       await servers.redis((redis) => redis.config('SET', ...reset));
     }
