@@ -38,6 +38,8 @@ export interface CacheConnection {
   readonly pool: Pool;
   /** What is no look-up of an entry. */
   readonly query: Query;
+  /** Asks PostgreSQL which of Redis' entries count: for whoever looks at a tier by itself, past `hybrid`. */
+  begin(): Promise<void>;
   /** See `cleanup`. */
   cleanup(days: number, signal?: AbortSignal): Promise<CleanedTable[]>;
   /** Ends what is open. What was written waits to be stored first. */
@@ -105,6 +107,7 @@ export function connectCache(
     counts,
     pool,
     query,
+    begin: async () => coherence.begin(),
     cleanup: (days, signal) => cleanup(query, days, signal),
     close: () => closer.close(),
   };

@@ -64,6 +64,7 @@ const CURSORS = 2 ** 32;
  * @throws {TierUnavailableError} when a tier is away
  */
 export async function verify(connection: CacheConnection, { sample = 1_000 } = {}): Promise<Verification> {
+  await connection.begin();
   const hot = connection.tiers.redis ? await sampleRedis(connection, sample) : [];
   const permanent = await samplePostgres(connection, sample);
   const all = [...new Map([...hot, ...permanent].map((one) => [one.id, one])).values()];

@@ -38,6 +38,7 @@ beforeAll(async () => {
   cache = openBehind(redis, postgres);
   other = openCache(world.config(), world.namespace);
   await write(examples('warm-up'));
+  await other.connection.begin();
 });
 
 beforeEach(() => {

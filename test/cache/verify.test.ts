@@ -213,3 +213,12 @@ test('samples of a part of Redis begin anywhere in it', async () => {
     return seen.size > 50;
   });
 });
+
+test('entries count as Redis has them, also where it lost what it was told of PostgreSQL', async () => {
+  await written();
+  const client = redisClient(world);
+  await client.unlink(`${world.namespace}:incarnation`);
+  client.disconnect();
+  await using fresh = openCache(world.config(), world.namespace);
+  expect(await verify(fresh.connection)).toMatchObject({ compared: 1, differences: [] });
+});
