@@ -2,12 +2,16 @@
 import { randomBytes } from 'node:crypto';
 import { resolve } from 'node:path';
 import { Redis } from 'ioredis';
+import { Client } from 'pg';
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from 'vitest';
 import { UNKNOWN_VERSION } from '../../src/cache/crawl-records.js';
+import { entry } from '../../src/cache/tier.js';
 import { toConfig } from '../../src/config.js';
 import { migrate } from '../../src/db/migrate.js';
 import { TierUnavailableError } from '../../src/errors.js';
+import { crawlContents } from '../../src/kinds/crawl.js';
 import { sha256 } from '../../src/kinds/identity.js';
+import { perceptualHashes } from '../../src/kinds/perceptual-hash.js';
 import { type LocalStack, startLocalStack } from '../../src/local/stack.js';
 import { crawlContent, FACE, ODD_FACE } from '../kinds/examples.js';
 import { until } from '../support/until.js';
@@ -244,6 +248,39 @@ test('PostgreSQL is killed: what may only be promised by PostgreSQL is refused, 
   const claim = { tenantId: tenant, subject: 's', holder: 'h' };
   await expect(cache.claims.take(claim, 1_000)).rejects.toBeInstanceOf(TierUnavailableError);
   expect(await cache.records.content(tenant, HASH)).toMatchObject({ rawKey: 'raw' });
+});
+
+test('PostgreSQL is killed in the middle of a write: nothing of it is there afterwards [M36]', async () => {
+  const half = sha256('half a write');
+  const entries = [
+    entry(tenant, crawlContents, half, crawlContent('half')),
+    entry(tenant, perceptualHashes, HASH, 'new'),
+  ];
+  const write = () => cache.connection.hybrid.write(entries, { hotWithoutDurable: false });
+  const blocker = new Client({ connectionString: stack.env.DATABASE_URL });
+  blocker.on('error', () => undefined); // it is killed too
+  await blocker.connect();
+  // The content goes in, and the hash waits for this row.
+  await blocker.query('begin');
+  await blocker.query('select from perceptual_hash_cache where tenant_id = $1 for update', [tenant]);
+  const written = write();
+  await until('the write to wait', async () => {
+    const waiting = 'select from pg_locks where not granted and pg_backend_pid() = any(pg_blocking_pids(pid))';
+    return (await blocker.query(waiting)).rowCount;
+  });
+  await stack.kill('postgres', 'SIGKILL');
+  expect(await written).toMatchObject({ durable: false });
+
+  await stack.restart('postgres');
+  await using plain = openCache(toConfig({ ...stack.env, REDIS_URL: 'none' }), prefix);
+  const seen = async () => [
+    (await plain.records.content(tenant, half))?.rawKey,
+    await plain.service.getCachedPerceptualHash(HASH, tenant),
+  ];
+  expect(await seen()).toEqual([undefined, PHASH]);
+  await until('PostgreSQL to be used again', () => guardUp('postgres'));
+  expect(await write()).toMatchObject({ durable: true });
+  expect(await seen()).toEqual([crawlContent('half').rawKey, 'new']);
 });
 
 test('PostgreSQL is frozen: one operation waits for it, and no other until it answers again [M43]', async () => {

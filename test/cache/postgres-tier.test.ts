@@ -134,7 +134,7 @@ test('of fifty writers of one content record one wins, and all are told the same
   expect(told.size).toBe(1);
 });
 
-test('a batch is written whole or not at all [M36]', async () => {
+test('a batch with a value that PostgreSQL refuses is not written at all', async () => {
   const tenant = freshTenant();
   const good = entry(tenant, perceptualHashes, sha256('good'), 'text');
   const bad = entry(tenant, crawlUrls, sha256('bad'), crawlUrl('bad', { rawKey: 'no\0text' }));
