@@ -13,7 +13,8 @@ import { run } from '../../workers/main.js';
 import { until } from '../support/until.js';
 import { openChaosApp } from './app.js';
 import { type Expected, judge } from './checker.js';
-import { type Accepted, Lab } from './lab.js';
+import { Lab } from './lab.js';
+import type { Accepted } from './producer.js';
 
 interface World {
   readonly lab: Lab;

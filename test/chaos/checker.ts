@@ -20,7 +20,8 @@ import {
   skipsAreFounded,
 } from './judge-jobs.js';
 import { facesAreTheirs, objectsAreTheirs, recordsAreOne, tenantsAreApart, tiersAgree } from './judge-stores.js';
-import type { Accepted, Lab } from './lab.js';
+import type { Lab } from './lab.js';
+import type { Accepted } from './producer.js';
 
 export interface Expected {
   /** Accepted jobs that may be gone, because their store lost what it had not kept; the others must be there. */

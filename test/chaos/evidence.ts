@@ -2,8 +2,9 @@
 import { readdir } from 'node:fs/promises';
 import { join, relative } from 'node:path';
 import type { Job } from 'bullmq';
-import type { Accepted, Lab } from './lab.js';
+import type { Lab } from './lab.js';
 import type { Served } from './origin.js';
+import type { Accepted } from './producer.js';
 
 export interface ContentRow {
   readonly tenant: string;

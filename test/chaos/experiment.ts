@@ -69,7 +69,7 @@ export function mustBeWithin({ full }: Trial, what: string, value: number, limit
  *
  * @throws {ViolationError}
  */
-function mustNotBe({ full }: Trial, what: string, count: number): void {
+export function mustNotBe({ full }: Trial, what: string, count: number): void {
   must(!full || count === 0, `${what}: ${count}`);
 }
 

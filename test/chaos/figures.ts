@@ -4,7 +4,7 @@ import type { WorkerProcess } from './worker-process.js';
 /** The text of the metrics of those that live. */
 export async function metricsOf(workers: Iterable<WorkerProcess>): Promise<string[]> {
   const alive = [...workers].filter(({ isAlive }) => isAlive);
-  return Promise.all(alive.map(async (worker) => (await worker.figures()).metrics));
+  return Promise.all(alive.map((worker) => worker.metrics()));
 }
 
 /**

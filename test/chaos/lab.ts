@@ -2,7 +2,6 @@
  * One run: servers, a web, worker processes, and a producer that knows what was accepted. Whatever an experiment does
  * to them, in the end `settled` waits for the jobs and `check` judges.
  */
-import { randomUUID } from 'node:crypto';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -13,15 +12,13 @@ import { type Env, toConfig } from '../../src/config.js';
 import { Closer, within } from '../../src/lifecycle.js';
 import { createLogger } from '../../src/logger.js';
 import type { QueueName } from '../../src/queues/contract.js';
-import { crawlQueue } from '../../src/queues/crawl.js';
-import { answered, QueueUnavailableError } from '../../src/queues/index.js';
 import { until } from '../support/until.js';
 import { openChaosApp } from './app.js';
 import { type Expected, type Judgement, judge } from './checker.js';
 import { metricsOf } from './figures.js';
-import { Mix, type Order } from './mix.js';
 import { Origin, type OriginOptions } from './origin.js';
-import { pick, randomFor } from './random.js';
+import { Producer } from './producer.js';
+import { pick } from './random.js';
 import { Servers } from './servers.js';
 import { type WorkerOptions, WorkerProcess } from './worker-process.js';
 
@@ -49,28 +46,12 @@ export const POLITE = {
   },
 } satisfies Partial<LabOptions>;
 
-export interface Accepted {
-  readonly id: string;
-  readonly tenantId: string;
-  readonly url: string;
-  /** When the queue had taken it, in milliseconds since the epoch. */
-  readonly at: number;
-}
-
 const START_MS = 60_000;
-const ACCEPT_MS = 180_000;
-const AT_ONCE = 200;
-/** For a client of another make, whose own patience is not the matter here. */
-const FOREIGN_MS = 5_000;
 const QUEUES = ['crawl', 'embedding'] as const;
 
-export class Lab implements AsyncDisposable {
+export class Lab extends Producer implements AsyncDisposable {
   /** Numbers that follow from the seed, for what the experiment itself does, one after the other. */
   readonly random: () => number;
-  /** What the producer was told is accepted, in order. */
-  readonly accepted: Accepted[] = [];
-  /** URLs that the queue did not take: nothing is promised about them. */
-  refused = 0;
   /** When worker processes were killed, in milliseconds since the epoch. */
   readonly kills: number[] = [];
   readonly workers = new Set<WorkerProcess>();
@@ -84,16 +65,16 @@ export class Lab implements AsyncDisposable {
   readonly stalled = new Set<string>();
 
   private constructor(
-    readonly options: LabOptions,
+    override readonly options: LabOptions,
     readonly servers: Servers,
-    readonly origin: Origin,
+    origin: Origin,
     readonly folder: string,
     readonly env: Env,
-    /** The producer's, which also looks and reads. */
-    readonly app: App,
+    app: App,
     events: QueueEvents,
     private readonly closer: Closer,
   ) {
+    super(app, origin, options);
     this.random = this.randomFor('experiment');
     events.on('active', ({ jobId }) => {
       this.starts.set(jobId, [...(this.starts.get(jobId) ?? []), Date.now()]);
@@ -133,83 +114,6 @@ export class Lab implements AsyncDisposable {
     } catch (error) {
       await closer.close().catch(() => undefined);
       throw error;
-    }
-  }
-
-  /** Numbers that follow from the seed, for somebody who draws beside others. */
-  randomFor(actor: string): () => number {
-    return randomFor(this.options.seed, actor);
-  }
-
-  /** What producers of this run ask for: the same each time it is begun. */
-  mix(): Mix {
-    return new Mix(this.origin, this.options.seed, { closed: this.options.robots ?? false });
-  }
-
-  /** Asks the queue once, and remembers what was taken. What is refused is counted, and left. */
-  async offer(urls: readonly string[], { tenantId = 'acme', force = false } = {}): Promise<Accepted[]> {
-    const payloads = urls.map((url) => ({ v: 1 as const, tenantId, url, ...(force ? { force } : {}) }));
-    return this.#taken(urls, tenantId, () => this.app.queues.enqueue(crawlQueue, payloads));
-  }
-
-  /**
-   * As `offer`, and as a client of another make does it that knows nothing of ours: without identity, turn or retries, so
-   * that nothing folds a job into its twin.
-   */
-  async offerAsForeigner(urls: readonly string[], tenantId = 'acme'): Promise<Accepted[]> {
-    const jobs = urls.map((url) => ({
-      name: 'crawl',
-      data: { v: 1, tenantId, url },
-      // Ids that are counted begin anew in a Redis that lost its data.
-      opts: { jobId: randomUUID() },
-    }));
-    return this.#taken(urls, tenantId, async () => {
-      const queue = this.app.queues.get('crawl');
-      await answered(queue.count(), FOREIGN_MS);
-      return (await answered(queue.addBulk(jobs), FOREIGN_MS)).map(({ id }) => String(id));
-    });
-  }
-
-  /** Embedding jobs as such a client adds them. @returns their ids */
-  async embedAsForeigner(hashes: readonly string[], tenantId = 'acme'): Promise<string[]> {
-    const jobs = hashes.map((contentHash) => ({ name: 'embedding', data: { v: 1, tenantId, contentHash } }));
-    return (await this.app.queues.get('embedding').addBulk(jobs)).map(({ id }) => String(id));
-  }
-
-  /** Offers them once, in their order as far as one producer goes; twins as a foreigner. */
-  async offerAll(orders: readonly Order[]): Promise<Accepted[]> {
-    const groups = new Map<string, Order[]>();
-    for (const order of orders) {
-      const key = `${order.tenantId} ${order.isTwin}`;
-      groups.set(key, [...(groups.get(key) ?? []), order]);
-    }
-    const taken: Accepted[] = [];
-    for (const group of groups.values()) {
-      const [{ tenantId, isTwin }, urls] = [group[0] as Order, group.map(({ url }) => url)];
-      taken.push(...(await (isTwin ? this.offerAsForeigner(urls, tenantId) : this.offer(urls, { tenantId }))));
-    }
-    return taken;
-  }
-
-  /** Enqueues all of them, as a producer does that asks again where it is refused. */
-  async enqueue(urls: readonly string[], options: { tenantId?: string; force?: boolean } = {}): Promise<void> {
-    for (let from = 0; from < urls.length; from += AT_ONCE) {
-      const batch = urls.slice(from, from + AT_ONCE);
-      await until('the queue to take jobs', async () => (await this.offer(batch, options)).length > 0, ACCEPT_MS);
-    }
-  }
-
-  async #taken(urls: readonly string[], tenantId: string, add: () => Promise<string[]>): Promise<Accepted[]> {
-    try {
-      const ids = await add();
-      const at = Date.now();
-      const taken = ids.map((id, i) => ({ id, tenantId, url: urls[i] as string, at }));
-      this.accepted.push(...taken);
-      return taken;
-    } catch (error) {
-      if (!(error instanceof QueueUnavailableError)) throw error;
-      this.refused += urls.length;
-      return [];
     }
   }
 

@@ -22,12 +22,14 @@ import { MEMORY_EXPERIMENTS } from './experiments/memory.js';
 import { POSTGRES_EXPERIMENTS } from './experiments/postgres.js';
 import { REDIS_EXPERIMENTS } from './experiments/redis.js';
 import { RESTART_EXPERIMENTS } from './experiments/restarts.js';
+import { SET_BACK_EXPERIMENTS } from './experiments/set-back.js';
 import type { Backend } from './lab.js';
 
 const EXPERIMENTS: readonly Experiment[] = [
   ...KILL_EXPERIMENTS,
   ...RESTART_EXPERIMENTS,
   ...REDIS_EXPERIMENTS,
+  ...SET_BACK_EXPERIMENTS,
   ...BOTH_EXPERIMENTS,
   ...MEMORY_EXPERIMENTS,
   ...CROWD_EXPERIMENTS,

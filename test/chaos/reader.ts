@@ -5,18 +5,13 @@
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { readEnv, toConfig } from '../../src/config.js';
 import { openChaosApp } from './app.js';
+import { pick, randomFor } from './random.js';
 
-export type ToReader =
-  | { readonly do: 'read'; readonly tenants: readonly string[]; readonly hashes: readonly string[] }
-  | { readonly do: 'invalidate'; readonly tenantId: string }
-  | { readonly do: 'tell' };
+import { ACTOR, type FromReader, SEED, type ToReader } from './reader-messages.js';
 
-export type FromReader =
-  | { readonly say: 'invalidated'; readonly tenantId: string; readonly count: number | string }
-  /** For each tenant, when it was given something the last time (milliseconds since the epoch), and reads in all. */
-  | { readonly say: 'seen'; readonly last: Readonly<Record<string, number>>; readonly reads: number };
-
-const app = openChaosApp(toConfig(readEnv()));
+const env = readEnv();
+const app = openChaosApp(toConfig(env));
+const random = randomFor(Number(env[SEED]), env[ACTOR] ?? '');
 const last: Record<string, number> = {};
 let reads = 0;
 
@@ -33,7 +28,7 @@ process.on('disconnect', () => process.exit(1));
 async function readOn(tenants: readonly string[], hashes: readonly string[]): Promise<never> {
   for (;;) {
     for (const tenantId of tenants) {
-      const some = Array.from({ length: 10 }, () => hashes[Math.floor(Math.random() * hashes.length)] as string);
+      const some = Array.from({ length: 10 }, () => pick(random, hashes));
       const found = await app.cache.getCachedPerceptualHashBatch(some, tenantId);
       if (found.some((phash) => phash !== null)) last[tenantId] = Date.now();
       reads += 1;

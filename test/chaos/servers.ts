@@ -1,8 +1,7 @@
 /** The servers of a run: a Redis that appends to its file and a PostgreSQL, to be killed, frozen, emptied and set back. */
 import { readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import { setTimeout as pause } from 'node:timers/promises';
-import { OwnServers, type ServerName, startServers } from '../support/own-servers.js';
+import { OwnServers, startServers } from '../support/own-servers.js';
 import { until } from '../support/until.js';
 
 export type { ServerName } from '../support/own-servers.js';
@@ -10,13 +9,6 @@ export type { ServerName } from '../support/own-servers.js';
 export class Servers extends OwnServers {
   static async start(): Promise<Servers> {
     return new Servers(await startServers('chaos', true));
-  }
-
-  /** Dead or frozen for a while; then as before. */
-  async outage(server: ServerName, how: 'killed' | 'frozen', ms: number): Promise<void> {
-    await (how === 'killed' ? this.kill(server) : this.freeze(server));
-    await pause(ms);
-    await (how === 'killed' ? this.restart(server) : this.thaw(server));
   }
 
   /** Of a dead Redis: it comes back without anything. */

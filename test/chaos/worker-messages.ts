@@ -1,5 +1,8 @@
 /** What a worker process of a run and its parent tell each other. */
 
+/** Both are answered with figures; those of the event loop begin anew after the first. */
+export type ToWorker = 'figures' | 'metrics';
+
 export type FromWorker =
   | { readonly say: 'working'; readonly address: string }
   | { readonly say: 'figures'; readonly figures: WorkerFigures }

@@ -6,7 +6,7 @@ import { fileURLToPath } from 'node:url';
 import type { Env } from '../../src/config.js';
 import { within } from '../../src/lifecycle.js';
 import { DIE_AT, type Step } from './app.js';
-import { type FromWorker, SERVES_API, WORKS_ON, type WorkerFigures } from './worker-messages.js';
+import { type FromWorker, SERVES_API, type ToWorker, WORKS_ON, type WorkerFigures } from './worker-messages.js';
 
 export interface WorkerOptions {
   /** Dies at this step, at the first job that comes to it. */
@@ -22,7 +22,7 @@ export interface WorkerOptions {
 }
 
 const WORKER = fileURLToPath(new URL('./worker.js', import.meta.url));
-const START_MS = 60_000;
+const START_MS = 180_000;
 const LATE = Symbol('late');
 
 export class WorkerProcess {
@@ -95,8 +95,21 @@ export class WorkerProcess {
     return this.ended;
   }
 
-  /** What it measured since the last time it was asked. */
-  async figures(): Promise<WorkerFigures> {
+  /** What it measured since the last time it was asked this. */
+  figures(): Promise<WorkerFigures> {
+    return this.#told('figures');
+  }
+
+  /** The text of its metrics. */
+  async metrics(): Promise<string> {
+    return (await this.#told('metrics')).metrics;
+  }
+
+  async rssBytes(): Promise<number> {
+    return (await this.#told('metrics')).rssBytes;
+  }
+
+  async #told(question: ToWorker): Promise<WorkerFigures> {
     const told = new Promise<WorkerFigures>((resolve) => {
       const hear = (message: FromWorker) => {
         if (message.say !== 'figures') return;
@@ -105,9 +118,9 @@ export class WorkerProcess {
       };
       this.child.on('message', hear);
     });
-    this.child.send('figures');
+    this.child.send(question);
     const ended = this.ended.then((end) => {
-      throw new Error(`a worker process ended (${end}) when it was asked for figures`);
+      throw new Error(`a worker process ended (${end}) when it was asked for ${question}`);
     });
     return Promise.race([told, ended]);
   }

@@ -5,7 +5,7 @@ import { onShutdownSignal } from '../../src/lifecycle.js';
 import { QUEUE_NAMES } from '../../src/queues/contract.js';
 import { run } from '../../workers/main.js';
 import { DIE_AT, openChaosApp, type Step } from './app.js';
-import { type FromWorker, SERVES_API, WORKS_ON, type WorkerFigures } from './worker-messages.js';
+import { type FromWorker, SERVES_API, type ToWorker, WORKS_ON, type WorkerFigures } from './worker-messages.js';
 
 const env = readEnv();
 const names = QUEUE_NAMES.filter((name) => (env[WORKS_ON] ?? QUEUE_NAMES.join()).split(',').includes(name));
@@ -13,14 +13,14 @@ const app = openChaosApp(toConfig(env), { retryBaseMs: 200 }, env[DIE_AT] as Ste
 const delays = monitorEventLoopDelay({ resolution: 5 });
 delays.enable();
 
-process.on('message', async () => {
+process.on('message', async (question: ToWorker) => {
   const figures: WorkerFigures = {
     lagP99Ms: delays.percentile(99) / 1e6,
     lagMaxMs: delays.max / 1e6,
     rssBytes: process.memoryUsage.rss(),
     metrics: await app.metrics.registry.metrics(),
   };
-  delays.reset();
+  if (question === 'figures') delays.reset();
   await tell({ say: 'figures', figures });
 });
 // A run that is gone wants no workers.

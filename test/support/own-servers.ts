@@ -40,8 +40,9 @@ export class OwnServers implements AsyncDisposable {
     this.#copies = copies;
   }
 
-  async kill(server: ServerName): Promise<void> {
-    await this.stack.kill(server, 'SIGKILL');
+  /** @param signal SIGQUIT is PostgreSQL's immediate shutdown, which tells its clients that it goes. */
+  async kill(server: ServerName, signal: 'SIGKILL' | 'SIGQUIT' = 'SIGKILL'): Promise<void> {
+    await this.stack.kill(server, signal);
     this.#frozen.delete(server);
     this.#dead.add(server);
   }

@@ -112,7 +112,7 @@ const WRONG_CLOCK: Experiment = {
         done += count / 2;
         await timesAreTheServers(lab, began, before);
         await lab.settled();
-        const { metrics } = await shifted.figures();
+        const metrics = await shifted.metrics();
         const born = counted([metrics], 'process_start_time_seconds') * 1000;
         must(Math.abs(born - shift - before) < SHIFT_MS / 2, `the clock of the ${name} worker is not off`);
         const runs = counted([metrics], 'job_attempts_total', 'queue="crawl"');

@@ -1,8 +1,5 @@
 /** Tenants forgotten on purpose, while whatever could bring them back is under way. */
-import { type ChildProcess, fork } from 'node:child_process';
-import { once } from 'node:events';
 import { setTimeout as pause } from 'node:timers/promises';
-import { fileURLToPath } from 'node:url';
 import type { Redis } from 'ioredis';
 import { ArgumentError, TierUnavailableError } from '../../../src/errors.js';
 import { sha256 } from '../../../src/kinds/identity.js';
@@ -10,7 +7,7 @@ import { until } from '../../support/until.js';
 import { type Experiment, type Figures, hold, inLab, must, mustBeWithin, type Trial } from '../experiment.js';
 import { counted } from '../figures.js';
 import type { Lab } from '../lab.js';
-import type { FromReader, ToReader } from '../reader.js';
+import { AT_ONCE, Entries, ReaderProcess } from './invalidation-load.js';
 
 /** Names that a pattern, a key or a queue could take for something else. */
 const NAMES = ['crawl', 'a.b', 'x'.repeat(100), 'bull', 'hc', '..', '-', '_', 'generation', '0'];
@@ -34,89 +31,6 @@ const NOT_ALLOWED = [
 /** What the documents give other processes, and what a busy machine may take. */
 const SECOND_MS = 1_000;
 const PATIENCE_MS = 15_000;
-const AT_ONCE = 500;
-const READER = fileURLToPath(new URL('../reader.js', import.meta.url));
-
-class ReaderProcess implements AsyncDisposable {
-  readonly #child: ChildProcess;
-
-  constructor(lab: Lab) {
-    this.#child = fork(READER, { env: { PATH: process.env.PATH, ...lab.env } });
-    this.#child.setMaxListeners(100);
-  }
-
-  read(tenants: readonly string[], hashes: readonly string[]): void {
-    this.#tell({ do: 'read', tenants, hashes });
-  }
-
-  async invalidate(tenantId: string): Promise<number | string> {
-    this.#tell({ do: 'invalidate', tenantId });
-    const answer = await this.#heard((message) => message.say === 'invalidated' && message.tenantId === tenantId);
-    return (answer as { count: number | string }).count;
-  }
-
-  async seen(): Promise<{ last: Readonly<Record<string, number>>; reads: number }> {
-    this.#tell({ do: 'tell' });
-    return (await this.#heard(({ say }) => say === 'seen')) as FromReader & { say: 'seen' };
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    const ended = once(this.#child, 'exit');
-    this.#child.kill('SIGKILL');
-    await ended;
-  }
-
-  #tell(message: ToReader): void {
-    this.#child.send(message);
-  }
-
-  async #heard(meant: (message: FromReader) => boolean): Promise<FromReader> {
-    for (;;) {
-      const [message] = (await once(this.#child, 'message')) as [FromReader];
-      if (meant(message)) return message;
-    }
-  }
-}
-
-/** The entries of a run: as many of each tenant, under the same hashes. */
-class Entries {
-  readonly hashes: readonly string[];
-
-  constructor(
-    private readonly lab: Lab,
-    count: number,
-  ) {
-    this.hashes = Array.from({ length: count }, (_, i) => sha256(`entry ${i}`));
-  }
-
-  async write(tenantId: string): Promise<void> {
-    const { cache } = this.lab.app;
-    for (let from = 0; from < this.hashes.length; from += AT_ONCE) {
-      const some = this.hashes.slice(from, from + AT_ONCE);
-      const kept = await Promise.all(some.map((hash) => cache.cachePerceptualHash(hash, tenantId, valueOf(tenantId))));
-      must(kept.every(Boolean), `an entry of ${tenantId} was not kept`);
-    }
-  }
-
-  /** How many of them the library has, in this process. */
-  async found(tenantId: string): Promise<number> {
-    let found = 0;
-    for (let from = 0; from < this.hashes.length; from += AT_ONCE) {
-      const some = this.hashes.slice(from, from + AT_ONCE);
-      const values = await this.lab.app.cache.getCachedPerceptualHashBatch(some, tenantId);
-      must(
-        values.every((value) => value === null || value === valueOf(tenantId)),
-        `I5 ${tenantId} was given what is another's`,
-      );
-      found += values.filter((value) => value !== null).length;
-    }
-    return found;
-  }
-}
-
-function valueOf(tenantId: string): string {
-  return sha256(tenantId).slice(0, 16);
-}
 
 const INVALIDATION: Experiment = {
   id: 'E11',
@@ -133,8 +47,8 @@ const INVALIDATION: Experiment = {
       const queue = await lab.servers.redis(queueContents);
       must(queue.size > 100, 'the queue has no keys that could be touched');
       await refusals(lab);
-      await using one = new ReaderProcess(lab);
-      await using two = new ReaderProcess(lab);
+      await using one = new ReaderProcess(lab, 'reader one');
+      await using two = new ReaderProcess(lab, 'reader two');
       for (const reader of [one, two]) reader.read([...tenants, ...BYSTANDERS], entries.hashes);
       const run: Run = { trial, lab, entries, readers: [one, two], waits: [] };
       await until('the readers to have read', async () => Object.keys((await two.seen()).last).length > tenants.length);

@@ -1,0 +1,146 @@
+/** Redis comes back with old data: what was invalidated, overwritten and done since stays so. */
+import { setTimeout as pause } from 'node:timers/promises';
+import { idOf } from '../../../src/cache/tier.js';
+import { toConfig } from '../../../src/config.js';
+import { sha256 } from '../../../src/kinds/identity.js';
+import { perceptualHashes } from '../../../src/kinds/perceptual-hash.js';
+import { createLogger } from '../../../src/logger.js';
+import { until } from '../../support/until.js';
+import { openChaosApp } from '../app.js';
+import { BOTH, type Experiment, type Figures, hold, inLab, must, type Trial, ViolationError } from '../experiment.js';
+import type { Lab } from '../lab.js';
+import { pick } from '../random.js';
+import { away, embedAll, holdLibrary, inFlight, killRedis, type Load, readsMeanwhile, underLoad } from './outages.js';
+
+const [A, B] = ['invalidated', 'untouched'];
+const OLD = '00000000000000aa';
+const NEW = '00000000000000bb';
+const READS_MS = 3_000;
+const FEWEST_READS = 50;
+/** Contents of the tenants that the load does not ask for. */
+const FROM = 1_000_000;
+
+/** What is there before the set-back: keys of the library, and images of both tenants. */
+interface Before {
+  readonly keys: readonly string[];
+  readonly ofA: readonly string[];
+  readonly ofB: readonly string[];
+}
+
+/** Reads for some seconds, in this process and in one that begins only now. @returns what was wrong */
+async function readsAfterSetBack(lab: Lab, before: Before) {
+  const wrong: string[] = [];
+  const skipped = new Set<string>();
+  let reads = 0;
+  const late = openChaosApp(toConfig(lab.env), { logger: createLogger('silent') });
+  const read = async ({ cache, connection }: Lab['app'], random: () => number) => {
+    const isUp = () => connection.tiers.redis?.guard.isUp;
+    for (const end = Date.now() + READS_MS; Date.now() < end || !isUp() || reads < FEWEST_READS; ) {
+      const [key, old, known] = [pick(random, before.keys), pick(random, before.ofA), pick(random, before.ofB)];
+      const [forgotten, newer, isSkipped, isKnown] = await Promise.all([
+        cache.getCachedPerceptualHash(key, A),
+        cache.getCachedPerceptualHash(key, B),
+        cache.shouldSkipUrl(old, A),
+        cache.shouldSkipUrl(known, B),
+      ]);
+      reads += 1;
+      if (forgotten !== null) wrong.push(`I4 ${A} was given ${forgotten}, which it had invalidated`);
+      if (newer !== NEW) wrong.push(`I4 ${B} was given ${newer}, and not what was written last`);
+      if (isSkipped.shouldSkip) skipped.add(old);
+      if (!isKnown.shouldSkip) wrong.push(`I4 ${B} does not know ${known}`);
+    }
+  };
+  try {
+    await Promise.all([read(lab.app, lab.randomFor('early reader')), read(late, lab.randomFor('late reader'))]);
+  } finally {
+    await late.close();
+  }
+  // Jobs of the old snapshot may have crawled it anew by now: then there is a record.
+  const rows = await lab.servers.sql<{ url: string }>('select url from crawl_cache where tenant_id = $1', [A]);
+  const known = new Set(rows.map(({ url }) => url));
+  for (const url of skipped)
+    if (!known.has(url)) wrong.push(`I3 ${A} was told to skip ${url}, which it had invalidated`);
+  return { reads, wrong: wrong.slice(0, 10) };
+}
+
+async function written(lab: Lab, keys: readonly string[], tenantId: string, value: string): Promise<void> {
+  const kept = await Promise.all(keys.map((key) => lab.app.cache.cachePerceptualHash(key, tenantId, value)));
+  must(kept.every(Boolean), 'a write was not durable, with both tiers there');
+}
+
+/** Redis goes, and comes back as it was copied, while reads go on. */
+async function setBack(trial: Trial, lab: Lab, load: Load, { keys }: Before, restore: () => Promise<void>) {
+  let killedAt = 0;
+  const begin = async () => {
+    await killRedis(lab);
+    killedAt = Date.now();
+    await restore();
+    return () => lab.servers.restart('redis');
+  };
+  const outageMs = trial.full ? 10_000 : 2_000;
+  const outage = await away(lab, { server: 'redis', name: 'set back', begin }, outageMs, async () => {});
+  const tier = lab.app.connection.tiers.redis?.tier;
+  const hot = keys.map((key) => tier?.keyOf(idOf(perceptualHashes.name, A, [key])) ?? '');
+  must((await lab.servers.redis((redis) => redis.exists(...hot))) === hot.length, 'Redis was not set back');
+  return { killedAt, figures: readsMeanwhile(trial, load, { name: 'set back', ...outage }) };
+}
+
+/** Who was refused, or whose job Redis forgot, asks again. */
+async function askedAgain(lab: Lab): Promise<void> {
+  for (const tenantId of new Set(lab.accepted.map((job) => job.tenantId))) {
+    const urls = lab.accepted.filter((job) => job.tenantId === tenantId).map(({ url }) => url);
+    await lab.enqueue([...new Set(urls)], { tenantId });
+  }
+  await lab.settled(10 * 60_000);
+}
+
+async function run(trial: Trial, lab: Lab): Promise<Figures> {
+  const sizes = trial.full ? { first: 300, more: 1_000, ageMs: 60_000 } : { first: 40, more: 100, ageMs: 5_000 };
+  const { cache } = lab.app;
+  const urls = (from: number, count: number) =>
+    Array.from({ length: count }, (_, i) => lab.origin.imageUrl(FROM + from + i));
+  const [ofA, ofB] = [urls(0, sizes.first), urls(sizes.first, sizes.first)];
+  const later = urls(2 * sizes.first, sizes.more);
+  const keys = ofA.map((url) => sha256(url));
+  await lab.workersOf(2);
+  await written(lab, keys, A, OLD);
+  await written(lab, keys, B, OLD);
+  await lab.enqueue(ofA, { tenantId: A });
+  await lab.enqueue(ofB, { tenantId: B });
+  await until('half of the jobs to be done', () => lab.ended.size >= sizes.first, 120_000);
+  const copiedAt = Date.now();
+  const restore = await lab.servers.copyRedis();
+  await lab.settled();
+  const endedFirst = new Set(lab.accepted.map(({ id }) => id));
+  must((await cache.invalidateTenantCache(A)) > 0, 'nothing was invalidated');
+  await written(lab, keys, B, NEW);
+  await lab.enqueue(later, { tenantId: B });
+  await lab.settled();
+  const load = await underLoad(lab, trial.rate ?? (trial.full ? 20 : 8), { workers: 1 });
+  await pause(Math.max(0, copiedAt + sizes.ageMs - Date.now()));
+  await inFlight(lab, load);
+  const before = { keys, ofA, ofB: [...ofB, ...later] };
+  const { killedAt, figures } = await setBack(trial, lab, load, before, restore);
+  const { reads, wrong } = await readsAfterSetBack(lab, before);
+  if (wrong.length > 0) throw new ViolationError(wrong);
+  await load.stop();
+  await lab.settled();
+  await askedAgain(lab);
+  await embedAll(lab);
+  const [beforeCopy, ofOld] = [copiedAt - 1_000, trial.backend === 'redis'];
+  const judgement = await lab.check({
+    lost: ({ at }) => ofOld && at > beforeCopy && at <= killedAt,
+    recorded: () => true,
+    outdated: ({ id, tenantId }) => tenantId === A && endedFirst.has(id),
+  });
+  return { ...hold(judgement, { reads, ...figures }), ...(await holdLibrary(load)) };
+}
+
+const SET_BACK: Experiment = {
+  id: 'E6',
+  title: 'Redis comes back as it was before a tenant was invalidated and much was stored',
+  backends: BOTH,
+  run: (trial) => inLab(trial, { latencyMs: 10 }, (lab) => run(trial, lab)),
+};
+
+export const SET_BACK_EXPERIMENTS = [SET_BACK];
