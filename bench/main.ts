@@ -7,6 +7,7 @@ import { migrate } from '../src/db/migrate.js';
 import { startLocalStack } from '../src/local/stack.js';
 import type { Row } from './compare.js';
 import { crowdRows } from './crowd.js';
+import { fairnessRows } from './fairness.js';
 import { hitRows, memoryRows } from './hits.js';
 import { imageRows } from './images.js';
 import { invalidationRows } from './invalidation.js';
@@ -29,7 +30,7 @@ await migrate(config.postgres, { queueOnPostgres: false });
 // Words after the command choose subjects: `npm run bench -- hits writes --json`.
 const chosen = process.argv.slice(2).filter((word) => !word.startsWith('--'));
 /** What takes many minutes runs only when it is chosen. */
-const ON_REQUEST = ['near-duplicates', 'sizing'];
+const ON_REQUEST = ['near-duplicates', 'fairness', 'sizing'];
 const rows = await measured();
 process.stdout.write(process.argv.includes('--json') ? `${JSON.stringify(rows, null, 2)}\n` : tableOf(rows));
 
@@ -49,6 +50,7 @@ async function measured(): Promise<Row[]> {
     ['images', () => imageRows(config.embedding.threads)],
     ['crowd', () => crowdRows(world.app, stack.env, `${folder}/objects`)],
     ['near-duplicates', () => nearDuplicateRows(world, stack.env)],
+    ['fairness', () => fairnessRows(stack.env)],
     ['sizing', () => sizingRows(stack, folder, sizesOf(process.argv))],
   ];
   const unknown = chosen.filter((word) => !subjects.some(([subject]) => subject === word));
