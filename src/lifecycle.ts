@@ -1,4 +1,5 @@
 /** Whoever opens a resource registers its closing here; closing runs last in, first out, once, to the end. */
+import { setMaxListeners } from 'node:events';
 
 interface Opened {
   readonly name: string;
@@ -79,6 +80,8 @@ export class EitherSignal {
   readonly #onAbort = ({ target }: Event) => this.#controller.abort((target as AbortSignal).reason);
 
   constructor(private readonly sources: readonly AbortSignal[]) {
+    // As many listen to the signal of a shutdown as there are runs under way: that is no leak, as Node would warn.
+    setMaxListeners(0, ...sources);
     for (const source of sources) {
       source.addEventListener('abort', this.#onAbort, { once: true });
       if (source.aborted) this.#controller.abort(source.reason);

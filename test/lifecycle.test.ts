@@ -1,7 +1,8 @@
 /** Closing and repeating: order, once, to the end, whatever fails or comes late. */
+import { getEventListeners } from 'node:events';
 import { setImmediate as turn } from 'node:timers/promises';
 import { expect, test } from 'vitest';
-import { Closer, Periodic, within } from '../src/lifecycle.js';
+import { Closer, EitherSignal, Periodic, within } from '../src/lifecycle.js';
 import { until } from './support/until.js';
 
 /** A promise that a test settles. */
@@ -188,4 +189,24 @@ test('a periodic that was stopped does not begin, and stopping is safe unstarted
   await Promise.all([periodic.stop(), periodic.stop()]);
   periodic.start();
   expect(rounds).toBe(0);
+});
+
+test('a hundred signals that end with another one are no leak, and gone once they are cleared', async () => {
+  const warnings: Error[] = [];
+  const hear = (warning: Error) => warnings.push(warning);
+  process.on('warning', hear);
+  try {
+    const shutdown = new AbortController();
+    const all = Array.from({ length: 100 }, () => new EitherSignal([shutdown.signal]));
+    const [kept, ...cleared] = all as [EitherSignal, ...EitherSignal[]];
+    for (const one of cleared) one.clear();
+    expect(getEventListeners(shutdown.signal, 'abort')).toHaveLength(1);
+    shutdown.abort(new Error('the end'));
+    expect(kept.signal.reason).toEqual(new Error('the end'));
+    expect(cleared.some(({ signal }) => signal.aborted)).toBe(false);
+    await turn();
+    expect(warnings).toEqual([]);
+  } finally {
+    process.off('warning', hear);
+  }
 });
