@@ -354,7 +354,7 @@ export function queueSuite(backend: 'redis' | 'postgres'): void {
       const [id] = await app.queues.enqueue(embeddingQueue, [{ v: 1, tenantId: 'acme', ...image }]);
       const first = startWorkers(app, ['embedding']);
       await entered.opened;
-      await Promise.all([first.stop(50), first.stop(50)]);
+      await Promise.all([first.stop(4_000), first.stop(4_000)]);
       const back = await app.queues.job('embedding', String(id));
       expect(back).toMatchObject({ attempts: 0, error: null, outcome: null });
       expect(['prioritized', 'delayed']).toContain(back?.state);
