@@ -47,11 +47,16 @@ export class ReaderProcess implements AsyncDisposable {
     this.#child.send(message);
   }
 
-  async #heard(meant: (message: FromReader) => boolean): Promise<FromReader> {
-    for (;;) {
-      const [message] = (await once(this.#child, 'message')) as [FromReader];
-      if (meant(message)) return message;
-    }
+  /** Listens until then: of two messages that come together, one who listened once would miss the second. */
+  #heard(meant: (message: FromReader) => boolean): Promise<FromReader> {
+    return new Promise((resolve) => {
+      const hear = (message: FromReader) => {
+        if (!meant(message)) return;
+        this.#child.off('message', hear);
+        resolve(message);
+      };
+      this.#child.on('message', hear);
+    });
   }
 }
 
