@@ -1,15 +1,13 @@
-/** PostgreSQL: there, new enough, writable, durable, migrated, and with every index that our queries rely on. */
-import { is } from 'drizzle-orm';
-import { getTableConfig, PgTable } from 'drizzle-orm/pg-core';
+/** PostgreSQL: there, new enough, writable, durable, with connections left; what `tables.ts` says of its tables. */
 import { Client } from 'pg';
 import type { Config } from '../config.js';
 import { POOL_SIZES } from '../db/client.js';
 import { isMigrated } from '../db/migrate.js';
-import * as schema from '../db/schema.js';
 import { within } from '../lifecycle.js';
 import { QUEUE_NAMES } from '../queues/contract.js';
 import { type Check, type Finding, findingsOf, ok, problem, warning } from './check.js';
 import { clockFinding, readClock } from './clock.js';
+import { tablesCheck } from './tables.js';
 
 const NAME = 'PostgreSQL';
 const ANSWER_MS = 4_000;
@@ -19,7 +17,6 @@ const DEADLINE_MS = 20_000;
 const OLDEST = 13;
 /** With any of them off, what was answered as written can be lost. */
 const UNSAFE = ['fsync', 'full_page_writes', 'synchronous_commit'] as const;
-
 export function postgresCheck(config: Config): Check {
   const { postgres, queue } = config;
   const how = 'connectionString' in postgres ? 'DATABASE_URL' : 'POSTGRES_HOST and its like';
@@ -93,47 +90,4 @@ export function postgresVersionFinding(version: number): Finding {
   const name = `${Math.floor(version / 10_000)}.${version % 10_000}`;
   if (version < OLDEST * 10_000) return problem(NAME, `is version ${name}: upgrade to ${OLDEST} or later`);
   return ok(NAME, `is version ${name}`);
-}
-
-function tablesCheck(client: Client, migrated: () => Promise<boolean>): Check {
-  return {
-    name: 'database',
-    deadlineMs: 3 * ANSWER_MS,
-    remedy: 'see that the configured user may read the tables and the catalogue',
-    run: async () => {
-      if (!(await migrated())) return [problem('database', 'is not up to date: run hybrid-cache migrate')];
-      return [ok('database', 'every migration is applied'), await indexFinding(client)];
-    },
-  };
-}
-
-async function indexFinding(client: Client): Promise<Finding> {
-  const wanted = expectedIndexes();
-  const { rows } = await client.query<{ index: string; there: boolean }>(
-    `select wanted.index, i.indexrelid is not null as there
-     from unnest($1::text[], $2::text[]) as wanted(relation, index)
-     left join (pg_index i join pg_class c on c.oid = i.indexrelid)
-       on i.indrelid = to_regclass(wanted.relation) and c.relname = wanted.index
-     where i.indexrelid is null or not i.indisvalid or not i.indisready
-     order by wanted.index`,
-    [wanted.map(({ table }) => table), wanted.map(({ index }) => index)],
-  );
-  if (rows.length === 0) return ok('database', `all ${wanted.length} indexes are there and valid`);
-  const names = rows.map(({ index, there }) => `${index} (${there ? 'invalid' : 'missing'})`).join(', ');
-  return problem('database', `${names}: reindex what is invalid, and create what is missing as drizzle/ does`);
-}
-
-/** Each index of `schema.ts` as PostgreSQL names it, those of primary keys included. */
-export function expectedIndexes(): { table: string; index: string }[] {
-  const tables = Object.values(schema).flatMap((one): PgTable[] => (is(one, PgTable) ? [one] : []));
-  return tables.flatMap((one) => {
-    const { name, schema: namespace, indexes, primaryKeys, columns } = getTableConfig(one);
-    const table = namespace ? `${namespace}.${name}` : name;
-    const names = [
-      ...indexes.map(({ config }) => config.name ?? ''),
-      ...primaryKeys.map((key) => key.getName()),
-      ...(columns.some(({ primary }) => primary) ? [`${name}_pkey`] : []),
-    ];
-    return names.map((index) => ({ table, index }));
-  });
 }

@@ -85,7 +85,6 @@ function headersOf(etag: string): Record<string, string> {
     // Kept, but asked for each time: an image may be forgotten, and another person may sit down at the browser.
     'cache-control': 'private, no-cache',
     vary: 'authorization',
-    'x-content-type-options': 'nosniff',
     // A browser that is logged in to the page would show it inside of any other.
     'cross-origin-resource-policy': 'same-origin',
     'content-security-policy': "default-src 'none'; sandbox",

@@ -166,14 +166,28 @@ async function ofEach<K, T>(keys: readonly K[], ask: (key: K) => Promise<T> | un
   });
 }
 
+const DASHBOARD_HEADERS = {
+  // bull-board asks a font service for its fonts: it would learn who looks at the queues, and where it cannot be reached
+  // the page would wait for it. In a frame of another origin its buttons could be laid under somebody's clicks.
+  'content-security-policy': [
+    "default-src 'self'",
+    "style-src 'self' 'unsafe-inline'",
+    "img-src 'self' data:",
+    "base-uri 'self'",
+    "form-action 'self'",
+    "frame-ancestors 'self'",
+  ].join('; '),
+  'x-frame-options': 'SAMEORIGIN',
+  'referrer-policy': 'no-referrer',
+};
+
 export async function dashboard(server: FastifyInstance, app: App, access: AccessRules): Promise<void> {
   const adapter = new FastifyAdapter();
   adapter.setBasePath('/dashboard');
   createBullBoard({ queues: app.queues.all.map((queue) => new BullMQAdapter(queue)), serverAdapter: adapter });
   await server.register(async (scope) => {
     scope.addHook('onRequest', (request, reply) => access.dashboard(request, reply));
-    // In a frame of another origin its buttons could be laid under somebody's clicks.
-    scope.addHook('onSend', async (_request, reply) => void reply.header('x-frame-options', 'SAMEORIGIN'));
+    scope.addHook('onSend', async (_request, reply) => void reply.headers(DASHBOARD_HEADERS));
     await scope.register(adapter.registerPlugin(), { prefix: '/dashboard' });
   });
 }

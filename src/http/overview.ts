@@ -49,7 +49,7 @@ export function overviewRoutes(
   const source = new OverviewSource(app, lookups);
   serve(server, operations.overview, async (request, reply) => {
     const allowed = access.viewer(request);
-    reply.header('cache-control', 'no-store').header('cross-origin-resource-policy', 'same-origin');
+    reply.header('cross-origin-resource-policy', 'same-origin');
     return source.read(allowed);
   });
 }

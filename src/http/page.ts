@@ -36,7 +36,6 @@ const HEADERS = {
   ].join('; '),
   'cross-origin-resource-policy': 'same-origin',
   'referrer-policy': 'no-referrer',
-  'x-content-type-options': 'nosniff',
   'cache-control': 'no-cache',
 };
 

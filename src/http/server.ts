@@ -40,6 +40,7 @@ export async function createServer(app: App, { api }: { api: boolean }): Promise
   // A form or plain text would pass a browser's cross-origin rules; JSON alone does not.
   server.removeContentTypeParser('text/plain');
   watchAnswers(server);
+  beCareful(server);
   logRequests(server, app.log);
   refuseOtherOrigins(server);
   answerWithProblems(server, app);
@@ -56,6 +57,14 @@ export async function createServer(app: App, { api }: { api: boolean }): Promise
   await pageRoutes(server, access);
   await dashboard(server, app, access);
   return server;
+}
+
+/** Unless a route knows better: nobody guesses what an answer is, and nobody keeps it for the next who asks. */
+function beCareful(server: FastifyInstance): void {
+  server.addHook('onSend', async (_request, reply) => {
+    reply.header('x-content-type-options', 'nosniff');
+    if (!reply.hasHeader('cache-control')) reply.header('cache-control', 'no-store');
+  });
 }
 
 const answers = new WeakMap<FastifyInstance, Set<ServerResponse>>();

@@ -2,6 +2,7 @@
 import { readdir } from 'node:fs/promises';
 import { join, relative } from 'node:path';
 import type { Job } from 'bullmq';
+import type { QueueName } from '../../src/queues/contract.js';
 import type { Lab } from './lab.js';
 import type { Served } from './origin.js';
 import type { Accepted } from './producer.js';
@@ -71,11 +72,12 @@ export async function gather(lab: Lab): Promise<Evidence> {
   const urls = await lab.servers.sql<UrlRow>(
     `select tenant_id as tenant, url, content_hash as hash, ${MILLIS} from crawl_cache`,
   );
-  const failed = await lab.app.queues.get('embedding').getFailed();
+  const ended = [...(await jobsOf(lab, 'crawl', 'completed')), ...(await jobsOf(lab, 'crawl', 'failed'))];
+  const failed = await jobsOf(lab, 'embedding', 'failed');
   return {
     lab,
     ends,
-    ended: (await lab.app.queues.get('crawl').getJobs(['completed', 'failed'])).map(endOf),
+    ended: ended.map(endOf),
     failedEmbeddings: failed.map(({ failedReason }) => failedReason),
     contents,
     urls,
@@ -103,6 +105,16 @@ async function endsOf(lab: Lab): Promise<End[]> {
     ends.push(...(await Promise.all(found)));
   }
   return ends;
+}
+
+/** Page by page: BullMQ asks for all jobs of a page at once, and on PostgreSQL through a few connections. */
+export async function jobsOf({ app }: Lab, name: QueueName, state: 'completed' | 'failed'): Promise<Job[]> {
+  const jobs: Job[] = [];
+  for (let from = 0; ; from += AT_ONCE) {
+    const page: Job[] = await app.queues.get(name).getJobs([state], from, from + AT_ONCE - 1);
+    jobs.push(...page);
+    if (page.length === 0) return jobs;
+  }
 }
 
 function endOf({ returnvalue, failedReason }: Job): Ended {

@@ -74,6 +74,20 @@ describe('the dashboard in a browser', () => {
     await look(page, troubles);
   }
 
+  test('asks nobody else for anything', async () => {
+    await using page = await browser.newPage({ httpCredentials: { username: 'anyone', password: TOKEN } });
+    const elsewhere: (string | undefined)[] = [];
+    const isElsewhere = (url: string) => !url.startsWith(running.address) && !url.startsWith('data:');
+    page.on('requestfinished', (request) => void (isElsewhere(request.url()) && elsewhere.push(request.url())));
+    page.on('requestfailed', (request) => {
+      const { errorText } = request.failure() ?? {};
+      if (isElsewhere(request.url()) && errorText !== 'csp') elsewhere.push(`${request.url()} ${errorText}`);
+    });
+    await page.goto(`${running.address}/dashboard`);
+    await page.locator('a[href*="/queue/crawl"]').first().waitFor();
+    expect(elsewhere).toEqual([]);
+  });
+
   test('shows both queues', async () => {
     await open('/dashboard', async (page, troubles) => {
       for (const queue of ['crawl', 'embedding']) {

@@ -407,6 +407,17 @@ describe('the page in a browser', () => {
     }
   });
 
+  test('it says when it cannot show what it is given, as after an update of the service', async () => {
+    await using opened = await open({ address: running.address });
+    const { page } = opened;
+    const status = page.getByRole('status');
+    await status.getByText('Live').waitFor();
+    await page.route('**/v1/overview', (route) => route.fulfill({ json: { of: 'another version' } }));
+    await status.getByText('This page does not know what to make of the answer: load it anew').waitFor();
+    await page.unroute('**/v1/overview');
+    await status.getByText('Live').waitFor();
+  });
+
   test('it says when the server does not answer, keeps what it knows, and goes on when it is back', async () => {
     const serve = async (env: Record<string, string>) => {
       const other = world.app({ API_TOKENS: 'root-token=*', ...env }, { engine: new PuppetEngine() });

@@ -119,9 +119,17 @@ test('a page that brings a token of its own may come from anywhere', async () =>
   expect(response.json()).toEqual({ invalidated: 0 });
 });
 
+test('no answer is kept or guessed at, also none that refuses', async () => {
+  for (const url of ['/v1/cache/stats', '/v1/nothing', '/healthz', '/metrics']) {
+    const { headers } = await locked.inject({ url });
+    expect([headers['cache-control'], headers['x-content-type-options']]).toEqual(['no-store', 'nosniff']);
+  }
+});
+
 test('looking is no matter of origin, but nobody else may frame the dashboard', async () => {
   const response = await open.inject({ url: '/dashboard', headers: { 'sec-fetch-site': 'cross-site' } });
   expect([response.statusCode, response.headers['x-frame-options']]).toEqual([200, 'SAMEORIGIN']);
+  expect(response.headers['content-security-policy']).toContain("frame-ancestors 'self'");
 });
 
 describe('in a browser that is logged in', () => {

@@ -320,6 +320,7 @@ describe.each(['redis', 'postgres'] as const)('turns on %s', (backend) => {
       await using world = await createWorld();
       const tenants = ['a', 'b', 'c'];
       const lines = [line(world, SMALL), line(world, SMALL)];
+      for (const { queues } of lines) await until('connected', () => queues.isUp());
       const ran: string[] = [];
       const app = world.app(env);
       startWork(app, async ({ url }) => {
@@ -332,7 +333,8 @@ describe.each(['redis', 'postgres'] as const)('turns on %s', (backend) => {
           tenants.map((tenant, i) => {
             const names = numbered(`${tenant}${round}-`, 10);
             enqueued.push(...names);
-            return (lines[(round + i) % lines.length] as (typeof lines)[0]).enqueue(tenant, names);
+            const { enqueue } = lines[(round + i) % lines.length] as (typeof lines)[0];
+            return until('a queue that answers', () => enqueue(tenant, names)); // as a producer does
           }),
         );
         await until('few wait', async () => enqueued.length - ran.length < 80);

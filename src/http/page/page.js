@@ -29,17 +29,27 @@ async function ask() {
     const overview = await response.json();
     document.getElementById('main').hidden = false;
     answeredAt = Date.now();
-    draw(overview);
+    drawn(overview);
     say('live', 'Live');
     waitMs = document.hidden ? Math.min(2 * waitMs, LONGEST_MS) : EVERY_MS;
   } catch (error) {
     // The words of a browser for a lost connection differ, and help nobody.
-    const known = error instanceof Error && error.message.startsWith('The server');
+    const known = error instanceof Error && /^(The server|This page) /.test(error.message);
     say('silent', known ? error.message : 'The server does not answer');
     waitMs = Math.min(2 * waitMs, document.hidden ? LONGEST_MS : LONGEST_RETRY_MS);
   } finally {
     asking = false;
     timer = setTimeout(ask, waitMs);
+  }
+}
+
+/** After an update of the service this page may be older than what it is given. */
+function drawn(overview) {
+  try {
+    draw(overview);
+  } catch (error) {
+    console.error(error);
+    throw new Error('This page does not know what to make of the answer: load it anew');
   }
 }
 

@@ -8,6 +8,7 @@ import { crawlUrls } from '../../../src/kinds/crawl.js';
 import { sha256 } from '../../../src/kinds/identity.js';
 import { canonicalUrl } from '../../../src/kinds/url.js';
 import { until } from '../../support/until.js';
+import { jobsOf } from '../evidence.js';
 import { type Experiment, hold, inLab, must } from '../experiment.js';
 import { counted } from '../figures.js';
 import type { Lab } from '../lab.js';
@@ -203,7 +204,7 @@ async function objects(lab: Lab, count: number, from: number): Promise<number> {
     await writeFile(path, bytes);
   }
   // As `hybrid-cache failed retry` does.
-  const failed = await lab.app.queues.get('embedding').getFailed();
+  const failed = await jobsOf(lab, 'embedding', 'failed');
   for (const job of failed) await job.retry('failed');
   await lab.settled();
   must(worker.isAlive, 'a worker died of a damaged object');
@@ -214,7 +215,7 @@ async function objects(lab: Lab, count: number, from: number): Promise<number> {
 
 /** Each with a reason that says whose fault it is; nothing is remembered of the image, and nothing was made of it. */
 async function objectsFailed(lab: Lab, stored: readonly Stored[]): Promise<void> {
-  const jobs = await lab.app.queues.get('embedding').getFailed();
+  const jobs = await jobsOf(lab, 'embedding', 'failed');
   const reasons = new Map(jobs.map((job) => [job.data.contentHash as string, failureReasonOf(job.failedReason ?? '')]));
   for (const { hash } of stored) {
     must(reasons.get(hash) === 'storage', `the embedding of a damaged object ended as ${reasons.get(hash)}`);

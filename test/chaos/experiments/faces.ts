@@ -10,6 +10,7 @@ import { rawKey } from '../../../src/storage/object-store.js';
 import { SAMPLE_PHOTOS, type SampleNumber, samplePhoto } from '../../support/images.js';
 import { until } from '../../support/until.js';
 import { BUILT_IN_ENGINE, ContentEngine, EMBEDDER_VERSION, ENGINE_MS } from '../app.js';
+import { jobsOf } from '../evidence.js';
 import { BOTH, type Experiment, type Figures, hold, inLab, must, type Trial } from '../experiment.js';
 import { counted, metricsOf } from '../figures.js';
 import type { Lab } from '../lab.js';
@@ -90,9 +91,9 @@ async function takenOver(
   return { taken: stalled, answered: answeredLate };
 }
 
-async function stalledJobs({ app }: Lab, hashes: readonly string[]): Promise<number> {
+async function stalledJobs(lab: Lab, hashes: readonly string[]): Promise<number> {
   const meant = new Set(hashes);
-  const jobs = await app.queues.get('embedding').getJobs(['completed'], 0, -1);
+  const jobs = await jobsOf(lab, 'embedding', 'completed');
   return jobs.filter((job) => job.stalledCounter > 0 && meant.has(job.data.contentHash)).length;
 }
 

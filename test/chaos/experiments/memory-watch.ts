@@ -20,6 +20,7 @@ export function watchMemory(workers: readonly WorkerProcess[]): MemoryWatch {
       await pause(LOOK_MS, undefined, { signal: stopping.signal }).catch(() => undefined);
     }
   })();
+  watching.catch(() => undefined); // heard by whoever stops it; where a run breaks before that, its workers are killed
   return {
     stop: async () => {
       stopping.abort();
