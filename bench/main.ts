@@ -60,7 +60,14 @@ async function measured(): Promise<Row[]> {
   for (const [subject, measure] of subjects) {
     if (chosen.length > 0 ? !chosen.includes(subject) : ON_REQUEST.includes(subject)) continue;
     const started = performance.now();
-    rows.push(...(await measure()));
+    try {
+      rows.push(...(await measure()));
+    } catch (error) {
+      // What the others measured is told all the same.
+      process.stderr.write(`${subject}: ${error instanceof Error ? error.stack : error}\n`);
+      process.exitCode = 1;
+      continue;
+    }
     process.stderr.write(`${subject}: ${Math.round((performance.now() - started) / 1000)} s\n`);
   }
   return rows;

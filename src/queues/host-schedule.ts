@@ -53,7 +53,7 @@ export type VisitStep = 'enter' | 'again' | 'leave' | 'look' | 'tend';
 
 /** The right to make one request at a time to a host. */
 export interface Permit {
-  /** Books the next request. @throws {DeferredError} where it may not begin yet */
+  /** Books the next request, a gap after the last one began. @throws {DeferredError} where it may not begin yet */
   again(rules: HostRules): Promise<void>;
   /** @param coolMs that the host sent the job away, and for how long it is left alone */
   leave(rules: HostRules, coolMs?: number): Promise<void>;

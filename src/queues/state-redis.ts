@@ -90,7 +90,10 @@ elseif step == 'enter' or step == 'again' then
       redis.call('HSET', KEYS[5], tenant, own)
     end
   else
-    if step == 'again' then start = math.max(now, next) end
+    if step == 'again' then
+      local begun = start == 0 and tonumber(redis.call('ZSCORE', KEYS[2], job)) - lease or 0
+      start = math.max(now, next, begun + gap)
+    end
     next = math.max(next, math.max(start, now) + gap)
     hold(job, start, start <= now)
   end

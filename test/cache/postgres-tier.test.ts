@@ -2,7 +2,7 @@
 import type { Pool } from 'pg';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { PostgresTier } from '../../src/cache/postgres-tier.js';
-import { type Entry, entry, type Lookup, type Stored } from '../../src/cache/tier.js';
+import { type Entry, entry, type Lookup, lookup, type Stored } from '../../src/cache/tier.js';
 import { createPool } from '../../src/db/client.js';
 import { crawlContents, crawlUrls } from '../../src/kinds/crawl.js';
 import { sha256 } from '../../src/kinds/identity.js';
@@ -173,6 +173,25 @@ async function fill(tenant: string): Promise<void> {
   );
   await pool.query('analyze');
 }
+
+test('statements are prepared once a connection, connections are bounded, and one that hangs is ended [M19]', async () => {
+  const own = createPool({ connectionString: world.databaseUrl }, createLogger('silent'), { max: 1, timeoutMs: 200 });
+  try {
+    const opened = new PostgresTier(own);
+    const tenantId = freshTenant();
+    await stored(opened, [entry(tenantId, perceptualHashes, sha256('first'), '00000000000000aa')]);
+    const keys = Array.from({ length: 50 }, (_, n) => [lookup(tenantId, perceptualHashes, sha256(`key ${n % 7}`))]);
+    await Promise.all(keys.map((one) => opened.read(one)));
+    expect(own.totalCount).toBe(1);
+    const { rows } = await own.query<{ name: string; runs: number }>(
+      'select name, (generic_plans + custom_plans)::int as runs from pg_prepared_statements order by 2 desc',
+    );
+    expect(rows[0]).toMatchObject({ name: expect.stringMatching(/./), runs: 50 });
+    await expect(own.query('select pg_sleep(10)')).rejects.toMatchObject({ code: '57014' });
+  } finally {
+    await own.end();
+  }
+});
 
 test('an error tells a tier that is away from one that is unable, and from a wrong statement', () => {
   const sql = (code: string) => tier.judge(Object.assign(new Error('refused'), { code }));

@@ -428,9 +428,8 @@ describe.each(['redis', 'postgres'])('host schedule on %s', (backend) => {
     const permit = await schedule.enter(HOST, 'one', 'acme', rules({ most: 1 }));
     await deferral(schedule.enter(HOST, 'other', 'acme', rules({ most: 1 })));
     await permit.again(rules({ most: 1 }));
-    const later = await deferral(
-      permit.again(rules({ most: 1, gapMs: 60_000 })).then(() => permit.again(rules({ most: 1 }))),
-    );
+    // The gap counts from the last request, also where nobody knew of it then.
+    const later = await deferral(permit.again(rules({ most: 1, gapMs: 60_000 })));
     expect(later.delayMs).toBeGreaterThan(30_000);
     expect(later.delayMs).toBeLessThanOrEqual(60_000);
     await deferral(schedule.enter(HOST, 'other', 'acme', rules({ most: 1 })));

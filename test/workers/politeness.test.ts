@@ -200,7 +200,7 @@ describe.each([
       for (const job of await allEnded(ids)) expect(job).toMatchObject({ state: 'completed', attempts: 1 });
       const times = site.requests.map(({ at }) => at);
       expect(times).toHaveLength(4);
-      for (let i = 2; i < times.length; i++) {
+      for (let i = 1; i < times.length; i++) {
         expect((times[i] as number) - (times[i - 1] as number)).toBeGreaterThan(CRAWL_DELAY_S * 500);
       }
     });

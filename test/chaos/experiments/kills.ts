@@ -22,7 +22,7 @@ const KILLS: Experiment = {
   backends: BOTH,
   run: (trial) =>
     inLab(trial, { latencyMs: 40, ...POLITE }, async (lab) => {
-      const { urls, kills } = trial.full ? { urls: 20_000, kills: 200 } : { urls: 600, kills: 6 };
+      const { urls, kills } = trial.full ? { urls: 20_000, kills: 200 } : { urls: 320, kills: 4 };
       await lab.workersOf(3);
       const mix = lab.mix();
       const portion = Math.ceil(urls / kills);
@@ -73,7 +73,7 @@ const STEP_KILLS: Experiment = {
   backends: BOTH,
   run: (trial) =>
     inLab(trial, {}, async (lab) => {
-      const times = trial.full ? 50 : 2;
+      const times = trial.full ? 50 : 1;
       for (const [i, step] of STEPS.entries()) {
         const urls = Array.from({ length: times }, (_, n) => lab.origin.imageUrl(i * times + n));
         await killAt(lab, step, urls);
@@ -90,7 +90,7 @@ const POISON_JOB: Experiment = {
   backends: BOTH,
   run: (trial) =>
     inLab(trial, { latencyMs: 20 }, async (lab) => {
-      const { urls, kills } = trial.full ? { urls: 1_000, kills: 20 } : { urls: 60, kills: 2 };
+      const { urls, kills } = trial.full ? { urls: 1_000, kills: 20 } : { urls: 40, kills: 2 };
       const poison = lab.origin.imageUrl(urls, 0, { poison: true });
       const all = Array.from({ length: urls - 1 }, (_, i) => lab.origin.imageUrl(i));
       all.splice(Math.floor(lab.random() * all.length), 0, poison);

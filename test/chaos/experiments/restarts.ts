@@ -35,7 +35,7 @@ const IMAGES = 6;
 
 /** One after the other, under load: each ends what it has. @returns the milliseconds of the slowest */
 async function rolling(trial: Trial, lab: Lab): Promise<number> {
-  const { urls, restarts } = trial.full ? { urls: 10_000, restarts: 100 } : { urls: 200, restarts: 4 };
+  const { urls, restarts } = trial.full ? { urls: 10_000, restarts: 100 } : { urls: 120, restarts: 3 };
   await lab.workersOf(2);
   const [mix, portion] = [lab.mix(), Math.ceil(urls / restarts)];
   let slowest = 0;
