@@ -211,8 +211,9 @@ function standing(kind: AnyKind, part: number): string {
   const before = `select ${columns}, false as fresh from ${kind.table.name} t where ${matching(kind, 'a.generation')}`;
   const written = `select ${columns}, true as fresh from w${part} t where ${matching(kind, 'a.generation')}`;
   return (
-    `${row}, exists (${before}) as overwrote, ${cells} as cells from a${part} a cross join lateral ` +
-    `(select * from (${before} union all ${written}) versions order by version desc, ${kind.versions.column} desc, fresh desc limit 1) t`
+    // Not by `exists`, for which a plan made while the table was small reads all of it.
+    `${row}, t.overwrote, ${cells} as cells from a${part} a cross join lateral ` +
+    `(select *, bool_or(not fresh) over () as overwrote from (${before} union all ${written}) versions order by version desc, ${kind.versions.column} desc, fresh desc limit 1) t`
   );
 }
 

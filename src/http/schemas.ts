@@ -135,13 +135,17 @@ export const image = named(
     width: count.nullable().describe('Pixels of the upright image.'),
     height: count.nullable(),
     mimeType: z.string().nullable(),
-    urls: z.array(z.string()).describe('Canonical URLs that served these bytes, in the order they were first seen.'),
+    urls: z
+      .array(z.string())
+      .describe('Canonical URLs that served these bytes, in the order they were first seen; the first 1,000.'),
     model: z.string().describe('The model of `faces`.'),
     faces: z
       .array(named('Face', faceEmbeddingList.element.loose()))
       .nullable()
       .describe('null until the image is embedded; [] where it shows no face.'),
-    nearDuplicates: z.array(z.object({ contentHash, phash, distance: count.describe('Bits that differ.') })),
+    nearDuplicates: z
+      .array(z.object({ contentHash, phash, distance: count.describe('Bits that differ.') }))
+      .describe('The nearest 20, nearest first.'),
   }),
 );
 

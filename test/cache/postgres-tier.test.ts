@@ -147,29 +147,49 @@ test('a batch with a value that PostgreSQL refuses is not written at all', async
 test('a look-up walks the primary key of its table [M33, M45]', async () => {
   const tenant = freshTenant();
   await fill(tenant);
-  const seen: { text: string; values: unknown[] }[] = [];
-  const query = (statement: { text: string; values: unknown[] }) => {
-    seen.push(statement);
-    return pool.query(statement);
-  };
-  const watched = new PostgresTier(Object.assign(Object.create(pool) as Pool, { query }));
+  const { watched, planOfLast, seen } = watching();
   for (const one of examples(tenant)) {
     await watched.read([one]);
-    const { text, values } = seen.at(-1) ?? { text: '', values: [] };
-    const { rows } = await pool.query<{ 'QUERY PLAN': string }>(`explain (costs off) ${text}`, values);
-    const plan = rows.map((row) => row['QUERY PLAN']).join('\n');
+    const plan = await planOfLast();
     expect(plan).toMatch(new RegExp(`Index.* Scan.* ${one.kind.table.name}_pk`));
     expect(plan).not.toContain('Seq Scan');
   }
   expect(seen).toHaveLength(examples(tenant).length);
 });
 
+test('a batch is written without reading its table whole [M45]', async () => {
+  const tenant = freshTenant();
+  await fill(tenant);
+  const { watched, planOfLast } = watching();
+  const batches = Array.from({ length: 32 }, (_, n) => examples(tenant, `batch ${n}`));
+  for (const [i, { kind }] of examples(tenant).entries()) {
+    await watched.write(batches.map((each) => each[i] as Entry));
+    expect(await planOfLast(), kind.name).not.toContain(`Seq Scan on ${kind.table.name}`);
+  }
+});
+
+/** A tier whose statements are seen, and explained as PostgreSQL would go about them. */
+function watching() {
+  const seen: { text: string; values: unknown[] }[] = [];
+  const query = (statement: { text: string; values: unknown[] }) => {
+    seen.push(statement);
+    return pool.query(statement);
+  };
+  const watched = new PostgresTier(Object.assign(Object.create(pool) as Pool, { query }));
+  const planOfLast = async () => {
+    const { text, values } = seen.at(-1) ?? { text: '', values: [] };
+    const { rows } = await pool.query<{ 'QUERY PLAN': string }>(`explain (costs off) ${text}`, values);
+    return rows.map((row) => row['QUERY PLAN']).join('\n');
+  };
+  return { watched, planOfLast, seen };
+}
+
 /** Two thousand rows of every kind, as many tenants that were invalidated, and statistics that know of them: of an empty table, a scan is the best plan. */
 async function fill(tenant: string): Promise<void> {
   const rows = Array.from({ length: 2_000 }, (_, i) => examples(tenant, `row ${i}`));
   for (let i = 0; i < rows.length; i += 200) await write(rows.slice(i, i + 200).flat());
   await pool.query(
-    "insert into cache_generations (tenant_id, generation) select 'tenant ' || n, n from generate_series(1, 2000) as n",
+    "insert into cache_generations (tenant_id, generation) select 'tenant ' || n, n from generate_series(1, 2000) as n on conflict do nothing",
   );
   await pool.query('analyze');
 }

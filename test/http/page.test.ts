@@ -141,7 +141,7 @@ describe('the page in a browser', () => {
     await app.cache.cacheFaceEmbeddings(contentHash, 'acme', [face]);
     await using opened = await open();
     const { page, troubles } = opened;
-    const card = page.locator('.gallery li', { has: page.locator(`a[href$="/${contentHash}/raw"]`) });
+    const card = page.locator('.gallery li', { has: page.locator(`a.picture[href$="/${contentHash}/raw"]`) });
     await card.locator('rect.face').waitFor({ state: 'attached' });
     const image = await card.locator('image').boundingBox();
     const box = await card.locator('rect.face').boundingBox();
@@ -163,7 +163,9 @@ describe('the page in a browser', () => {
     expect(shown).toEqual([true, true, true, true]);
     const alike = page.locator('.gallery li', { hasText: '/alike.jpg' }).locator('.alike a');
     expect(await alike.count()).toBe(1);
-    const known = await page.evaluate(`fetch('${await alike.getAttribute('href')}').then((answer) => answer.json())`);
+    const target = (await alike.getAttribute('href')) ?? '';
+    const known = await page.evaluate(`fetch('${target.replace(/\/raw$/, '')}').then((answer) => answer.json())`);
+    expect(await page.evaluate(`fetch('${target}').then(({ status }) => status)`)).toBe(200);
     expect(known).toMatchObject({ contentHash: expect.stringMatching(/^[0-9a-f]{64}$/), nearDuplicates: [{}] });
     expect(troubles).toEqual([]);
     await app.cache.cacheFaceEmbeddings(contentHash, 'acme', []);

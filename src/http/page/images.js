@@ -77,7 +77,7 @@ function alike({ tenantId, nearDuplicates }) {
   const links = nearDuplicates.map(({ contentHash, distance }) => {
     const other = pathOf({ tenantId, contentHash });
     const label = `near-duplicate, ${distance} of 64 bits differ`;
-    return element('a', { href: other, 'aria-label': label, title: label }, [
+    return element('a', { href: `${other}/raw`, 'aria-label': `${label}. Opens the image.`, title: label }, [
       element('img', { src: `${other}/thumbnail`, alt: '', loading: 'lazy' }, []),
       element('span', {}, [String(distance)]),
     ]);

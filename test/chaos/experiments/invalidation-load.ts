@@ -15,11 +15,17 @@ const READER = fileURLToPath(new URL('../reader.js', import.meta.url));
 /** A process that reads on and on, and remembers what it was given last. */
 export class ReaderProcess implements AsyncDisposable {
   readonly #child: ChildProcess;
+  /** Rejects when it ends, which it does not do by itself. */
+  readonly #death: Promise<never>;
 
   constructor({ env, options }: Lab, actor: string) {
     const chance = { [SEED]: String(options.seed), [ACTOR]: actor };
     this.#child = fork(READER, { env: { PATH: process.env.PATH, ...env, ...chance } });
     this.#child.setMaxListeners(100);
+    this.#death = once(this.#child, 'exit').then(([code, signal]) => {
+      throw new Error(`a reader process ended (${signal ?? code})`);
+    });
+    this.#death.catch(() => undefined); // heard by whoever waits for an answer
   }
 
   read(tenants: readonly string[], hashes: readonly string[]): void {
@@ -49,7 +55,7 @@ export class ReaderProcess implements AsyncDisposable {
 
   /** Listens until then: of two messages that come together, one who listened once would miss the second. */
   #heard(meant: (message: FromReader) => boolean): Promise<FromReader> {
-    return new Promise((resolve) => {
+    const heard = new Promise<FromReader>((resolve) => {
       const hear = (message: FromReader) => {
         if (!meant(message)) return;
         this.#child.off('message', hear);
@@ -57,6 +63,7 @@ export class ReaderProcess implements AsyncDisposable {
       };
       this.#child.on('message', hear);
     });
+    return Promise.race([heard, this.#death]);
   }
 }
 
