@@ -29,7 +29,9 @@ export async function fairnessRows(env: StackEnv): Promise<Row[]> {
 async function fairnessRow(env: StackEnv, backend: (typeof BACKENDS)[number]): Promise<Row> {
   const config = toConfig({ ...env, QUEUE_BACKEND: backend });
   await migrate(config.postgres, { queueOnPostgres: backend === 'postgres' });
-  const app = connect(config, { logger: createLogger('silent'), queueNamespace: 'bench_fairness' });
+  // On PostgreSQL a namespace would be a schema, which has to be migrated.
+  const namespace = backend === 'redis' ? { queueNamespace: 'bench_fairness' } : {};
+  const app = connect(config, { logger: createLogger('silent'), ...namespace });
   try {
     await app.queues.enqueue(crawlQueue, jobsOf('large', 0, LARGE));
     const { waits, left } = await waitsOfSmall(app);
