@@ -22,6 +22,7 @@ export function addCacheCommands(program: Command, open: () => Promise<App & Asy
       // What this process looked up itself is nothing.
       const { service: _, ...stats } = await app.cache.getCacheStats();
       print(json, stats, figures([...rows('redis', stats.redisStats), ...rows('postgres', stats.postgresStats)]));
+      if ('error' in stats.redisStats && 'error' in stats.postgresStats) process.exitCode = 1;
     });
 
   program

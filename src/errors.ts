@@ -19,7 +19,7 @@ export const REJECT_REASONS = [
 export type RejectReason = (typeof REJECT_REASONS)[number];
 
 /** What may pass later: an attempt is spent, and the job ends in the failed set when none is left. */
-const RETRY_REASONS = [
+export const RETRY_REASONS = [
   'timeout',
   'connection',
   'dns',

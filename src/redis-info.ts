@@ -13,8 +13,11 @@ export interface RedisFacts {
   readonly usedMemory: number;
   /** Whether every write goes to an append-only file. */
   readonly appendOnly: boolean;
-  /** Bytes that it has taken, and not given to the operating system for that file yet. */
-  readonly unwrittenBytes: number;
+  /**
+   * Bytes for that file which it holds back while an fsync is under way, or since a write failed. Others it gives to the
+   * operating system before it answers, also those that it has not at the moment at which it counts.
+   */
+  readonly heldBackBytes: number;
 }
 
 /** The lines of `INFO` as fields. */
@@ -37,6 +40,7 @@ export function factsOf(text: string): RedisFacts {
     limited: number('maxmemory') > 0,
     usedMemory: number('used_memory'),
     appendOnly: info.aof_enabled === '1',
-    unwrittenBytes: number('aof_buffer_length'),
+    heldBackBytes:
+      number('aof_pending_bio_fsync') > 0 || info.aof_last_write_status !== 'ok' ? number('aof_buffer_length') : 0,
   };
 }

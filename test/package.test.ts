@@ -103,7 +103,7 @@ describe('a project that installs it', () => {
     project = join(folder, 'project');
     await mkdir(project);
     await writeFile(join(project, 'package.json'), JSON.stringify({ private: true, type: 'module' }));
-    const flags = ['--prefer-offline', '--no-audit', '--no-fund', '--ignore-scripts'];
+    const flags = ['--prefer-offline', '--no-audit', '--no-fund', '--ignore-scripts', '--engine-strict'];
     await run('npm', ['install', packed.tarball, ...flags], { cwd: project });
   }, 10 * 60_000);
 

@@ -198,7 +198,7 @@ async function ownRecord(step: Step, { record }: UrlFacts): Promise<CrawlOutcome
 /** `null` where the origin says that what is known is still the same. */
 async function fetchImage(step: Step, stale: Stale | null): Promise<Fetched | null> {
   const { fetcher, politeness, job, signal } = step;
-  const asker = { tenantId: job.tenantId, jobId: step.id, signal };
+  const asker = { tenantId: job.tenantId, jobId: step.id, signal, force: job.force };
   const trail = trailOf(step);
   const options = {
     signal,

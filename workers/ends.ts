@@ -26,7 +26,7 @@ function causeOf(error: Error): unknown {
 }
 
 export function fieldsOf(job: Job): JobFields {
-  return { queue: job.queueName, jobId: String(job.id), tenantId: String(job.data?.tenantId) };
+  return { queue: job.queueName, jobId: String(job.id), tenantId: String(job.data?.tenantId ?? '') };
 }
 
 /** Since the run began. */

@@ -7,6 +7,7 @@ import { Closer, type Periodic, within } from '../src/lifecycle.js';
 import type { QueueName } from '../src/queues/contract.js';
 import { watchQueueStore } from './queue-watch.js';
 import { startWorkers, type Workers } from './start.js';
+import { watchTiers } from './tier-watch.js';
 
 /** The end of the deadline, in which answers under way are sent and everything is closed; a quarter of it where it is short. */
 const CLOSING_MS = 1_000;
@@ -26,19 +27,19 @@ export async function run(
   const { host, port } = app.config.http;
   const address = await listen(server, host, api ? { PORT: port } : { METRICS_PORT: app.config.metricsPort });
   const workers = startWorkers(app, names);
-  const watch = watchQueueStore(app);
+  const watches = [watchQueueStore(app), watchTiers(app)];
   app.log.info({ address, workers: names, api }, 'service started');
-  return { address, stop: () => stop(app, { workers, server, watch }) };
+  return { address, stop: () => stop(app, { workers, server, watches }) };
 }
 
 interface Parts {
   readonly workers: Workers;
   readonly server: FastifyInstance;
-  readonly watch: Periodic;
+  readonly watches: readonly Periodic[];
 }
 
 /** Each part has what is left of the one deadline, less what those behind it need. */
-async function stop(app: App, { workers, server, watch }: Parts): Promise<void> {
+async function stop(app: App, { workers, server, watches }: Parts): Promise<void> {
   app.log.info('service stopping');
   const { shutdownTimeoutMs } = app.config;
   const end = performance.now() + shutdownTimeoutMs;
@@ -47,7 +48,8 @@ async function stop(app: App, { workers, server, watch }: Parts): Promise<void> 
   const closer = new Closer();
   closer.add('app', app, (one) => within(leftMs(0), one.close(), undefined));
   closer.add('server', server, (one) => closeServer(one, leftMs(closingMs / 2)));
-  closer.add('queue watch', watch, (one) => within(leftMs(closingMs), one.stop(), undefined));
+  const stopped = Promise.all(watches.map((one) => one.stop()));
+  closer.add('watches', stopped, (all) => within(leftMs(closingMs), all, undefined));
   closer.add('workers', workers, (one) => within(leftMs(closingMs), one.stop(leftMs(closingMs)), undefined));
   await closer.close();
   app.log.info('service stopped');

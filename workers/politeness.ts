@@ -15,6 +15,8 @@ import { QueueUnavailableError } from '../src/queues/index.js';
 
 /** More than is read of a robots.txt, so that one that is too large still is one. */
 const MAX_FILE_BYTES = 5 * 1024 * 1024;
+/** A refusal that is younger holds for forced jobs too. */
+const FORCED_AGAIN_MS = 60_000;
 /** In which jobs come back that wait for a robots.txt which could not be had. */
 const SPREAD_MS = 10_000;
 /** A host that sends us away and says that we may come back at once is left alone for so long all the same. */
@@ -39,6 +41,8 @@ export interface Asker {
   /** The job's id in its queue. */
   readonly jobId: string;
   readonly signal: AbortSignal;
+  /** Whether a refusal by rules that are known is asked about anew. */
+  readonly force?: boolean | undefined;
 }
 
 /** A robots.txt that is asked for. */
@@ -75,7 +79,8 @@ export class Politeness {
     const { crawler } = this;
     if (crawler === undefined) return this.#enter(asker, host, this.#rules());
     const robots = await this.#known(asker.tenantId, origin);
-    if (robots) return this.#enter(asker, host, this.#rules(await this.#allowedGap(asker, robots, url, crawler)));
+    if (robots && !(asker.force && isOldRefusal(robots, url, crawler)))
+      return this.#enter(asker, host, this.#rules(await this.#allowedGap(asker, robots, url, crawler)));
     const permit = await this.schedule.enter(host, asker.jobId, asker.tenantId, { ...this.#rules(), most: 1 });
     const trail = [`${origin}/robots.txt`];
     try {
@@ -188,6 +193,17 @@ export class Politeness {
 /** Not all at once: one of them asks for robots.txt, and the others wait in its host's line, or for as long again. */
 function comeBackAfter({ retryAfterMs = 0 }: RetryableError): number {
   return Math.ceil(retryAfterMs + Math.random() * SPREAD_MS) + 1;
+}
+
+/** One that many forced jobs of a host meet is asked about once. */
+function isOldRefusal(robots: Robots, url: string, crawler: string): boolean {
+  if (Date.now() - robots.fetchedAt < FORCED_AGAIN_MS) return false;
+  try {
+    allowedGap(robots, url, crawler);
+    return false;
+  } catch (error) {
+    return error instanceof RejectedError;
+  }
 }
 
 const nothing: Leave = async () => undefined;

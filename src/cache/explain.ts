@@ -15,7 +15,7 @@ import { canonicalUrl } from '../kinds/url.js';
 import { type Answer, known } from './answer.js';
 import { countsStill } from './crawl-records.js';
 import type { HybridCache } from './hybrid.js';
-import { lookup } from './tier.js';
+import { type Lookup, lookup } from './tier.js';
 
 /** A fact, with the tier that told it and its age in seconds. Times are ISO 8601. */
 type Known<Fact> = Fact & { readonly tier: TierName; readonly ageSeconds: number };
@@ -71,18 +71,17 @@ export async function explain(
 ): Promise<Explanation> {
   const url = canonicalUrl(given);
   const { origin } = new URL(url);
-  const [found, refused, rules] = (await hybrid.readMany([
+  const look = (...lookups: Lookup[]) => hybrid.readMany(lookups, { counted: false });
+  const [found, refused, rules] = (await look(
     lookup(tenantId, crawlUrls, sha256(url)),
     lookup(tenantId, rejections, sha256(url)),
     lookup(tenantId, robotsFiles, sha256(origin)),
-  ])) as [Answer<CrawlUrl>, Answer<Rejection>, Answer<Robots>];
+  )) as [Answer<CrawlUrl>, Answer<Rejection>, Answer<Robots>];
   const record = known(found);
   const rejection = known(refused);
   const robots = known(rules);
-  const image: Answer<CrawlContent> | null = record
-    ? await hybrid.read(tenantId, crawlContents, record.contentHash)
-    : null;
-  const content = image && known(image);
+  const [image = null] = record ? await look(lookup(tenantId, crawlContents, record.contentHash)) : [];
+  const content = image && known(image as Answer<CrawlContent>);
   const counts = countsStill(refused, found);
   const stale = record !== null && revalidateAfterMs !== null && Date.now() - record.fetchedAt >= revalidateAfterMs;
   return {

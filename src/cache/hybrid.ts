@@ -84,13 +84,16 @@ export class HybridCache {
     return this.#given(one, answer as Answer) as Answer<Value>;
   }
 
-  /** One round trip per tier, whatever the kinds. Never throws because a tier is away. */
-  async readMany(lookups: readonly Lookup[]): Promise<Answer[]> {
+  /**
+   * One round trip per tier, whatever the kinds. Never throws because a tier is away. `counted: false` is for whoever shows
+   * a person what is there: looking must not change the hit rate that is looked at.
+   */
+  async readMany(lookups: readonly Lookup[], { counted = true } = {}): Promise<Answer[]> {
     if (lookups.length === 0) return [];
     const begun = this.#begin();
     if (begun) await begun;
     const answers = await this.#flights.read(lookups);
-    return lookups.map((one, i) => this.#given(one, answers[i] as Answer));
+    return lookups.map((one, i) => this.#given(one, answers[i] as Answer, counted));
   }
 
   /** PostgreSQL, then Redis. Never throws because a tier is away: `durable` says what happened. */
@@ -280,10 +283,11 @@ export class HybridCache {
     if (found.state === 'corrupt') this.events.corruptEntry(tier, kind.name, id, found.error);
   }
 
-  /** The answer as it is given, and counted: the tenant may have been invalidated since the tiers were asked. */
-  #given({ tenantId, kind }: Lookup, answer: Answer): Answer {
+  /** The answer as it is given: the tenant may have been invalidated since the tiers were asked. */
+  #given({ tenantId, kind }: Lookup, answer: Answer, counted = true): Answer {
     const alive = answer.state !== 'hit' || this.coherence.reaches(tenantId, answer.generation);
     const given = alive ? answer : MISS;
+    if (!counted) return given;
     const result = resultOf(given);
     this.events.lookup(kind.name, result);
     this.counts.count(kind.name, result);

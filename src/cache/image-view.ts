@@ -42,11 +42,12 @@ export async function viewImage(
   contentHash: string,
   model: string,
 ): Promise<ImageView | null> {
-  const [content, phash, faces] = await hybrid.readMany([
+  const lookups = [
     lookup(tenantId, crawlContents, contentHash),
     lookup(tenantId, perceptualHashes, contentHash),
     lookup(tenantId, faceEmbeddings, { contentHash, model }),
-  ]);
+  ];
+  const [content, phash, faces] = await hybrid.readMany(lookups, { counted: false });
   const image = known(content as Answer<CrawlContent>);
   if (!image) return null;
   const hash = known(phash as Answer<string>);

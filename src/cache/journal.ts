@@ -47,6 +47,8 @@ export class Journal {
   readonly #periodic: Periodic;
   #replaying: Promise<void> | undefined;
   #warned = false;
+  #looking: Promise<unknown> | undefined;
+  #nextLook: Promise<RedisFacts> | undefined;
 
   constructor(
     options: Options,
@@ -96,11 +98,22 @@ export class Journal {
    */
   async #written(redis: Redis): Promise<boolean> {
     for (const end = performance.now() + DEADLINE_MS; performance.now() < end; await pause(WRITTEN_POLL_MS)) {
-      const facts = factsOf(await redis.info());
+      const facts = await this.#look(redis);
       if (!this.#keeps(facts)) return false;
-      if (facts.unwrittenBytes === 0) return true;
+      if (facts.heldBackBytes === 0) return true;
     }
     return false;
+  }
+
+  /** One look for all whose records were taken before it began. */
+  #look(redis: Redis): Promise<RedisFacts> {
+    this.#nextLook ??= (this.#looking ?? Promise.resolve()).then(() => {
+      this.#nextLook = undefined;
+      const facts = redis.info().then(factsOf);
+      this.#looking = facts.catch(() => undefined);
+      return facts;
+    });
+    return this.#nextLook;
   }
 
   #keeps({ policy, appendOnly }: RedisFacts): boolean {

@@ -96,7 +96,13 @@ export class HybridCacheService {
     options?: ModelOption,
   ): Promise<boolean> {
     const faces = checkEmbeddings('embeddings', embeddings);
-    return await this.#put(tenantId, faceEmbeddings, facesKey(content, this.#embeddingModel(options)), faces);
+    return await this.#put(
+      tenantId,
+      faceEmbeddings,
+      facesKey(content, this.#embeddingModel(options)),
+      faces,
+      'embeddings',
+    );
   }
 
   /**
@@ -131,7 +137,13 @@ export class HybridCacheService {
     options?: ModelOption,
   ): Promise<boolean> {
     const faces = checkList('detections', faceDetectionList, detections);
-    return await this.#put(tenantId, faceDetections, facesKey(content, this.#detectionModel(options)), faces);
+    return await this.#put(
+      tenantId,
+      faceDetections,
+      facesKey(content, this.#detectionModel(options)),
+      faces,
+      'detections',
+    );
   }
 
   /** Like `getCachedFaceEmbeddings`, for what a detector found. */
@@ -161,7 +173,7 @@ export class HybridCacheService {
    * @returns whether it is durable, as of `cacheFaceEmbeddings`
    */
   async cachePerceptualHash(content: Content, tenantId: string, phash: string): Promise<boolean> {
-    return await this.#put(tenantId, perceptualHashes, hashOf(content), checkText('phash', phash, 128));
+    return await this.#put(tenantId, perceptualHashes, hashOf(content), checkText('phash', phash, 128), 'phash');
   }
 
   /** The perceptual hash as it was given; `null` where unknown. */
@@ -183,7 +195,7 @@ export class HybridCacheService {
    */
   async cacheSearchResults(content: Content, tenantId: string, topK: number, results: SearchResults): Promise<boolean> {
     const checked = checkList('results', searchResults, results);
-    return await this.#put(tenantId, searches, { contentHash: hashOf(content), topK }, checked);
+    return await this.#put(tenantId, searches, { contentHash: hashOf(content), topK }, checked, 'results');
   }
 
   /** What such a search found, as it was given; `[]` for nothing found; `null` where unknown. */
@@ -345,10 +357,26 @@ export class HybridCacheService {
     return answers.map((answer) => (answer.state === 'hit' ? (answer.value as Value) : null));
   }
 
-  async #put<Key, Value>(tenantId: string, kind: Kind<Key, Value>, key: Key, value: Value): Promise<boolean> {
-    const entries = [entry(tenantId, kind, key, value)];
+  async #put<Key, Value>(
+    tenantId: string,
+    kind: Kind<Key, Value>,
+    key: Key,
+    value: Value,
+    argument: string,
+  ): Promise<boolean> {
+    const entries = [unlessEndless(argument, () => entry(tenantId, kind, key, value))];
     const written = await this.#connection.hybrid.write(entries, { hotWithoutDurable: true });
     return written.durable;
+  }
+}
+
+/** A value that holds itself passes every check, and has no end. */
+function unlessEndless<T>(argument: string, encode: () => T): T {
+  try {
+    return encode();
+  } catch (error) {
+    if (error instanceof RangeError) throw new ArgumentError(argument, 'nested too deeply, or part of itself');
+    throw error;
   }
 }
 

@@ -2,7 +2,7 @@
  * robots.txt (RFC 9309) and `X-Robots-Tag`: what an origin says that crawlers may do. Texts are a stranger's: however they
  * are made, reading them takes a bounded time.
  */
-import { RejectedError, RetryableError } from '../errors.js';
+import { RETRY_REASONS, RejectedError, RetryableError } from '../errors.js';
 import type { Robots } from '../kinds/robots.js';
 import { decidingRule, lineOf, type RobotsRules, rulesFor, textOf } from './robots-rules.js';
 
@@ -66,7 +66,7 @@ function remembered(origin: string, rules: string, trouble: string | null, lifet
 export function allowedGap(robots: Robots, url: string, crawler: string): number {
   if (robots.trouble !== null) {
     const retryAfterMs = Math.max(robots.expiresAt - Date.now(), 0);
-    throw new RetryableError('server-error', `${robots.origin}/robots.txt: ${robots.trouble}`, { retryAfterMs });
+    throw troubled(robots.origin, robots.trouble, retryAfterMs);
   }
   if (robots.rules === '') return 0;
   const rules = readRules(robots.rules, crawler);
@@ -75,6 +75,13 @@ export function allowedGap(robots: Robots, url: string, crawler: string): number
     throw new RejectedError('robots', `${robots.origin}/robots.txt: ${lineOf(rule)}`.slice(0, MAX_TOLD_LENGTH));
   }
   return Math.min(Math.ceil(rules.delaySeconds * 1_000), MAX_CRAWL_DELAY_MS);
+}
+
+/** Whoever could not be had for a reason of its own (`connection: …`) fails for that. */
+function troubled(origin: string, trouble: string, retryAfterMs: number): RetryableError {
+  const reason = RETRY_REASONS.find((one) => trouble.startsWith(`${one}: `));
+  const why = reason ? trouble.slice(reason.length + 2) : trouble;
+  return new RetryableError(reason ?? 'server-error', `${origin}/robots.txt: ${why}`, { retryAfterMs });
 }
 
 /** By crawler and text, the last used last: every request to a host looks at its rules. */

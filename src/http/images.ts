@@ -1,8 +1,10 @@
 /** Read what is known of an image, and its bytes. */
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import type { App } from '../app.js';
+import { type Answer, known } from '../cache/answer.js';
 import { viewImage } from '../cache/image-view.js';
-import type { CrawlContent } from '../kinds/crawl.js';
+import { lookup } from '../cache/tier.js';
+import { type CrawlContent, crawlContents } from '../kinds/crawl.js';
 import { sha256 } from '../kinds/identity.js';
 import type { AccessRules } from './access.js';
 import { operations, serve } from './api.js';
@@ -48,7 +50,9 @@ async function recorded(
   access: AccessRules,
 ): Promise<{ contentHash: string; content: CrawlContent }> {
   const { tenantId, contentHash } = pathOf(request, access);
-  const content = await app.records.content(tenantId, contentHash);
+  const looked = [lookup(tenantId, crawlContents, contentHash)];
+  const [found] = await app.connection.hybrid.readMany(looked, { counted: false });
+  const content = known(found as Answer<CrawlContent>);
   if (!content) throw notFound();
   return { contentHash, content };
 }

@@ -26,7 +26,8 @@ const PLAIN = /^[A-Za-z0-9\-._~!$&'()*+,;=:@/?]*$/;
  * message never repeats the URL, which may be signed.
  */
 export function canonicalUrl(input: string): string {
-  if (typeof input !== 'string' || input.length > MAX_URL_LENGTH) throw refused(`at most ${MAX_URL_LENGTH} characters`);
+  if (typeof input !== 'string') throw refused('an absolute http or https URL');
+  if (input.length > MAX_URL_LENGTH) throw refused(`at most ${MAX_URL_LENGTH} characters`);
   const url = parsed(input);
   if (url.protocol !== 'http:' && url.protocol !== 'https:') throw refused('an http or https URL');
   if (url.username !== '' || url.password !== '') throw refused('a URL without credentials');

@@ -227,6 +227,20 @@ const BAD: Table[] = [
   ['confirm', [undefined, null, true], (s, bad) => s.clearAllCache(bad)],
 ];
 
+test('a value that holds itself is refused by name', async () => {
+  const circle: Record<string, unknown> = { bbox: [0, 0, 1, 1], embedding: [1], det_score: 1, confidence: 1 };
+  circle.itself = circle;
+  const before = await everything();
+  for (const [argument, call] of [
+    ['embeddings', () => cache.service.cacheFaceEmbeddings(BYTES, t(), [circle as never])],
+    ['detections', () => cache.service.cacheFaceDetection(BYTES, t(), [circle as never])],
+    ['results', () => cache.service.cacheSearchResults(BYTES, t(), 1, [circle as never])],
+  ] as const) {
+    await expectRefused(call, argument);
+  }
+  expect(await everything()).toBe(before);
+});
+
 test.each(BAD.map(([argument, bad, call]) => [argument, called(call), bad, call] as const))(
   '%s is refused where it is wrong, and nothing is written: %s',
   async (argument, _method, bads, call) => {

@@ -320,13 +320,36 @@ test('the journal cannot be reached: nothing is called durable while PostgreSQL 
   expect(await phash(cache)).toBe('hot');
 });
 
+test('hundreds of writes at once ask Redis together whether it has written them', async () => {
+  const cache = servers.open();
+  await postgresDies(cache);
+  const hashes = Array.from({ length: 300 }, (_, n) => sha256(`${tenant} herd ${n}`));
+  const asked = await infoCalls();
+  const kept = await Promise.all(hashes.map((hash) => cache.service.cachePerceptualHash(hash, tenant, 'herd')));
+  expect(kept).toContain(true);
+  expect((await infoCalls()) - asked).toBeLessThan(100);
+  await postgresReturns(cache);
+  const found = await cache.service.getCachedPerceptualHashBatch(hashes, tenant);
+  expect(found.filter((value, n) => kept[n] && value !== 'herd')).toEqual([]);
+});
+
+async function infoCalls(): Promise<number> {
+  const stats = await servers.redis((redis) => redis.info('commandstats'));
+  return Number(/cmdstat_info:calls=(\d+)/.exec(stats)?.[1] ?? 0);
+}
+
 test('Redis holds back what it should append: a write is durable once that is written', async () => {
   const link = await servers.link('redis');
   const cache = servers.open({ QUEUE_REDIS_URL: link.url });
   await postgresDies(cache);
-  link.misquote('aof_buffer_length:0', 'aof_buffer_length:9');
+  // Its fields in the order in which it tells them, an fsync under way and bytes in the buffer.
+  const [idle, busy] = [
+    'aof_buffer_length:0\r\naof_pending_bio_fsync:0',
+    'aof_buffer_length:9\r\naof_pending_bio_fsync:1',
+  ];
+  link.misquote(idle, busy);
   expect(await write(cache, 'in the buffer')).toBe(false);
-  link.misquote('aof_buffer_length:9', 'aof_buffer_length:0');
+  link.misquote(busy, idle);
   expect(await write(cache, 'written')).toBe(true);
   await postgresReturns(cache);
   expect(await inPostgres()).toBe('written');

@@ -78,6 +78,13 @@ test('the thumbnail is a JPEG', async () => {
   expect(await sharp(response.rawPayload).metadata()).toMatchObject({ format: 'jpeg' });
 });
 
+test('looking at an image is no look-up of the hit rate', async () => {
+  const { contentHash } = await storeSampleImage(app, 'acme', 8);
+  const before = app.connection.counts.snapshot();
+  for (const part of ['', '/raw', '/thumbnail']) await server.inject(`${pathOf('acme', contentHash)}${part}`);
+  expect(app.connection.counts.snapshot()).toEqual(before);
+});
+
 test('an image that is unknown, misspelt or another tenant’s is 404 under each route', async () => {
   const { contentHash } = await storeSampleImage(app, 'acme', 6);
   const strange = [

@@ -1,6 +1,6 @@
 /** Crawl workers and their hosts: permission first, one at a time where they ask for it, and never more than they bear. */
 import { setTimeout as pause } from 'node:timers/promises';
-import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { afterEach, beforeEach, describe, expect, onTestFinished, test, vi } from 'vitest';
 import type { App } from '../../src/app.js';
 import { DeferredError } from '../../src/errors.js';
 import { crawlQueue } from '../../src/queues/crawl.js';
@@ -94,7 +94,7 @@ describe.each([
 
     test.each([
       ['error', 'server-error'],
-      ['reset', 'server-error'],
+      ['reset', 'connection'],
       ['hang', 'timeout'],
       ['slow', 'timeout'],
       ['endless', 'server-error'],
@@ -191,6 +191,21 @@ describe.each([
       const outcomes = jobs.map(({ outcome }) => (outcome as { outcome: string }).outcome);
       expect(outcomes.map((outcome) => outcome === 'rejected')).toEqual(names.map((name) => name.startsWith('no')));
       expect(site.requests.filter(({ path }) => path.startsWith('/no'))).toEqual([]);
+    });
+
+    test('`force` asks anew for rules that refuse, once they are older than a minute', async () => {
+      app = start();
+      const url = picture('opened');
+      site.put('/robots.txt', { body: 'User-agent: *\nDisallow: /', type: 'text/plain' });
+      expect(await crawled(app, 'acme', url)).toMatchObject({ outcome: 'rejected', reason: 'robots' });
+      site.put('/robots.txt', { body: '', type: 'text/plain' });
+      expect(await crawled(app, 'acme', url, { force: true })).toMatchObject({ reason: 'robots' });
+      expect(site.countOf('/robots.txt')).toBe(1);
+      vi.useFakeTimers({ now: Date.now() + 90_000, toFake: ['Date'] });
+      onTestFinished(() => void vi.useRealTimers());
+      expect(await crawled(app, 'acme', picture('other'))).toMatchObject({ reason: 'robots' });
+      expect(await crawled(app, 'acme', url, { force: true })).toMatchObject({ outcome: 'stored' });
+      expect(site.countOf('/robots.txt')).toBe(2);
     });
 
     test('Crawl-delay is kept', async () => {

@@ -59,7 +59,7 @@ export interface Loss {
 
 /** Kills Redis. @returns which accepted jobs it may have lost, where it held them */
 export async function killRedis({ servers }: Lab): Promise<Loss> {
-  const isBehind = (await servers.redis(async (redis) => factsOf(await redis.info()).unwrittenBytes)) > 0;
+  const isBehind = (await servers.redis(async (redis) => factsOf(await redis.info()).heldBackBytes)) > 0;
   const at = Date.now();
   await servers.kill('redis');
   await pause(100); // what it said before that is heard by now
