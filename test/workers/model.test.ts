@@ -314,8 +314,8 @@ function afterFetch(app: App, records: App['records'], die: () => Promise<never>
     fetched = true;
     report(...args);
   };
-  const content = records.content.bind(records);
-  records.content = (...args) => (fetched ? die() : content(...args));
+  const readContent = records.readContent.bind(records);
+  records.readContent = (...args) => (fetched ? die() : readContent(...args));
 }
 
 /** PostgreSQL, objects, claims, embeddings and requests are what the model says. */
