@@ -78,7 +78,8 @@ test('a client that does not read its answer holds nobody up', async () => {
   reader.resume();
   await cutOff;
   expect(reader.bytesRead).toBeLessThan(LARGE);
-  expect(world.logs.at(-1)).toMatchObject({ msg: 'service stopped' });
+  // That request is logged as ended, at about the same time.
+  expect(world.logs.map(({ msg }) => msg)).toContain('service stopped');
 });
 
 test('an answer that is under way is sent to its end', async () => {
