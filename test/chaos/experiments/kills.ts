@@ -48,20 +48,19 @@ const KILLS: Experiment = {
     }),
 };
 
-/** Workers die there, two at a time, until so many have; then one ends what they left. */
-async function killAt(lab: Lab, step: Step, urls: readonly string[]): Promise<void> {
+/** For each of these deaths a worker dies there, some at a time; then one ends what they left. */
+async function killAt(lab: Lab, deaths: readonly Step[], urls: readonly string[], atOnce: number): Promise<void> {
   await lab.enqueue(urls);
-  let deaths = 0;
+  const left = [...deaths];
   const dying = async () => {
-    while (deaths < urls.length) {
-      deaths += 1;
+    for (let step = left.shift(); step; step = left.shift()) {
       const worker = lab.spawn({ dieAt: step, queues: ['crawl'], env: { CRAWL_CONCURRENCY: '1' } });
       const end = await worker.ended;
       must(end === 'SIGKILL', `a worker that was to die at "${step}" ended with ${end}`);
       lab.kills.push(Date.now());
     }
   };
-  await Promise.all([dying(), dying()]);
+  await Promise.all(Array.from({ length: atOnce }, dying));
   const worker = await lab.worker();
   await lab.settled();
   await worker.stop();
@@ -74,10 +73,19 @@ const STEP_KILLS: Experiment = {
   run: (trial) =>
     inLab(trial, {}, async (lab) => {
       const times = trial.full ? 50 : 1;
-      for (const [i, step] of STEPS.entries()) {
-        const urls = Array.from({ length: times }, (_, n) => lab.origin.imageUrl(i * times + n));
-        await killAt(lab, step, urls);
-        trial.say(step);
+      const atOnce = trial.full ? 2 : STEPS.length / 2;
+      const rounds = trial.full
+        ? STEPS.map((step): Step[] => Array(times).fill(step))
+        : [STEPS.slice(0, atOnce), STEPS.slice(atOnce)];
+      let next = 0;
+      for (const deaths of rounds) {
+        await killAt(
+          lab,
+          deaths,
+          deaths.map(() => lab.origin.imageUrl(next++)),
+          atOnce,
+        );
+        trial.say([...new Set(deaths)].join(', '));
       }
       await lab.worker();
       return hold(await lab.check(), { 'deaths at each step': times });
