@@ -2,6 +2,7 @@
  * What an image takes and what a process does, for docs/sizing.md: here the bytes in both tiers, in `sizing-work.ts` images
  * and faces a second. It takes many minutes, so it runs only when asked for: `npm run bench -- sizing --images=100000`.
  */
+import { Redis } from 'ioredis';
 import { type App, connect } from '../src/app.js';
 import { type Entry, entry } from '../src/cache/tier.js';
 import { crawlContents, crawlUrls } from '../src/kinds/crawl.js';
@@ -18,7 +19,8 @@ import { enqueue, newDatabase, startBench, sum, told, workRows } from './sizing-
 const TENANT = 'sizing';
 /** Rows of one statement, and so what the trigger of the near-duplicate index sees at once. */
 const BATCH = 20_000;
-const REDIS_ENTRIES = 100_000;
+/** Entries of one write to Redis. */
+const AT_ONCE = 500;
 const JOBS = 10_000;
 
 const JOB_ID = '0a8e7d1c-51a3-4b7e-9a34-9f8f4a3c1f7d';
@@ -31,12 +33,12 @@ const FACE: FaceDetection = {
 };
 const EMBEDDING = { ...FACE, embedding: Array.from({ length: 128 }, (_, i) => Math.fround(Math.sin(i) / 10)) };
 
-/** Servers are the bench's own; the numbers of images are those that PostgreSQL is looked at with. */
+/** Servers are the bench's own; the numbers of images are those that PostgreSQL and Redis are looked at with. */
 export async function sizingRows(stack: LocalStack, folder: string, sizes: readonly number[]): Promise<Row[]> {
   const rows: Row[] = [];
   for (const images of sizes) rows.push(...(await postgresRows(stack, images)));
   await using bench = await startBench(stack, folder);
-  return [...rows, ...(await redisRows(bench.app)), ...(await workRows(bench, folder))];
+  return [...rows, ...(await redisRows(bench.app, sizes)), ...(await workRows(bench, folder))];
 }
 
 /** The numbers of images behind `--images=`. */
@@ -124,10 +126,13 @@ const TABLE_SIZES = `select relname as "table", pg_total_relation_size(oid)::flo
 
 // What Redis holds.
 
-/** Bytes that one of 100,000 entries takes, written by the tier itself, and one of 10,000 waiting jobs. */
-async function redisRows(app: App): Promise<Row[]> {
+/** Bytes that one of so many entries takes, written by the tier itself, and one of 10,000 waiting jobs. */
+async function redisRows(app: App, sizes: readonly number[]): Promise<Row[]> {
   const { redis } = app.connection.tiers;
   if (!redis) throw new Error('this cache has no Redis');
+  const raw = new Redis(app.config.redisUrl ?? '');
+  // What is written to the disk is another matter, and so much of it would be the longest part.
+  await raw.config('SET', 'appendonly', 'no');
   const usedMemory = async () => (await redis.tier.facts()).usedMemory;
   const growth = async (what: string, count: number, write: () => Promise<void>) => {
     const before = await usedMemory();
@@ -135,15 +140,22 @@ async function redisRows(app: App): Promise<Row[]> {
     return told(`Redis, ${count} ${what}, each`, ((await usedMemory()) - before) / count, 'bytes');
   };
   const rows: Row[] = [];
-  for (const [kind, make] of Object.entries(ENTRIES)) {
-    const write = async () => {
-      for (let n = 0; n < REDIS_ENTRIES; n += 500) {
-        const entries = Array.from({ length: 500 }, (_, i) => make(sha256(`content ${n + i}`)));
-        await redis.tier.write(entries.map((one) => ({ ...one, generation: 1, version: Date.now() * 1000 })));
-      }
-    };
-    rows.push(await growth(`entries of ${kind}`, REDIS_ENTRIES, write));
+  for (const count of sizes) {
+    for (const [kind, make] of Object.entries(ENTRIES)) {
+      const write = async () => {
+        for (let n = 0; n < count; n += AT_ONCE) {
+          const entries = Array.from({ length: Math.min(AT_ONCE, count - n) }, (_, i) =>
+            make(sha256(`content ${n + i}`)),
+          );
+          await redis.tier.write(entries.map((one) => ({ ...one, generation: 1, version: Date.now() * 1000 })));
+        }
+      };
+      rows.push(await growth(`entries of ${kind}`, count, write));
+    }
+    await raw.flushdb('ASYNC');
   }
+  await raw.config('SET', 'appendonly', 'yes');
+  raw.disconnect();
   const waiting = connect(app.config, { logger: createLogger('silent'), queueNamespace: 'sizing' });
   rows.push(await growth('waiting crawl jobs', JOBS, () => enqueue(waiting, 'waiting', urls(JOBS, 'waiting'))));
   await waiting.close();
