@@ -2,6 +2,7 @@
  * What an image takes and what a process does, for docs/sizing.md: here the bytes in both tiers, in `sizing-work.ts` images
  * and faces a second. It takes many minutes, so it runs only when asked for: `npm run bench -- sizing --images=100000`.
  */
+import { setTimeout as pause } from 'node:timers/promises';
 import { Redis } from 'ioredis';
 import { type App, connect } from '../src/app.js';
 import { type Entry, entry } from '../src/cache/tier.js';
@@ -12,6 +13,7 @@ import { BUILT_IN_MODELS } from '../src/kinds/models.js';
 import { perceptualHashes } from '../src/kinds/perceptual-hash.js';
 import type { LocalStack } from '../src/local/stack.js';
 import { createLogger } from '../src/logger.js';
+import { parseInfo } from '../src/redis-info.js';
 import { rawKey, thumbnailKey } from '../src/storage/object-store.js';
 import { type Row, timed } from './compare.js';
 import { enqueue, newDatabase, startBench, sum, told, workRows } from './sizing-work.js';
@@ -153,6 +155,7 @@ async function redisRows(app: App, sizes: readonly number[]): Promise<Row[]> {
       rows.push(await growth(`entries of ${kind}`, count, write));
     }
     await raw.flushdb('ASYNC');
+    while (Number(parseInfo(await raw.info('memory')).lazyfree_pending_objects) > 0) await pause(100);
   }
   await raw.config('SET', 'appendonly', 'yes');
   raw.disconnect();
