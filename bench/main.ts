@@ -62,13 +62,12 @@ async function measured(): Promise<Row[]> {
     const started = performance.now();
     try {
       rows.push(...(await measure()));
+      process.stderr.write(`${subject}: ${Math.round((performance.now() - started) / 1000)} s\n`);
     } catch (error) {
       // What the others measured is told all the same.
       process.stderr.write(`${subject}: ${error instanceof Error ? error.stack : error}\n`);
       process.exitCode = 1;
-      continue;
     }
-    process.stderr.write(`${subject}: ${Math.round((performance.now() - started) / 1000)} s\n`);
   }
   return rows;
 }

@@ -19,7 +19,7 @@ export const REJECT_REASONS = [
 export type RejectReason = (typeof REJECT_REASONS)[number];
 
 /** What may pass later: an attempt is spent, and the job ends in the failed set when none is left. */
-export const RETRY_REASONS = [
+const RETRY_REASONS = [
   'timeout',
   'connection',
   'dns',
@@ -40,7 +40,16 @@ export type FailureReason = (typeof FAILURE_REASONS)[number];
  * `<reason>: `. Whatever begins otherwise nobody foresaw, and is `internal`.
  */
 export function failureReasonOf(failedReason: string): FailureReason {
-  return FAILURE_REASONS.find((reason) => failedReason.startsWith(`${reason}: `)) ?? 'internal';
+  return reasonAhead(FAILURE_REASONS, failedReason) ?? 'internal';
+}
+
+/** The reason with which these words of a `RetryableError` begin. */
+export function retryReasonOf(words: string): RetryReason | undefined {
+  return reasonAhead(RETRY_REASONS, words);
+}
+
+function reasonAhead<Reason extends string>(reasons: readonly Reason[], words: string): Reason | undefined {
+  return reasons.find((reason) => words.startsWith(`${reason}: `));
 }
 
 const TIERS = ['redis', 'postgres'] as const;

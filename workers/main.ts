@@ -48,8 +48,8 @@ async function stop(app: App, { workers, server, watches }: Parts): Promise<void
   const closer = new Closer();
   closer.add('app', app, (one) => within(leftMs(0), one.close(), undefined));
   closer.add('server', server, (one) => closeServer(one, leftMs(closingMs / 2)));
-  const stopped = Promise.all(watches.map((one) => one.stop()));
-  closer.add('watches', stopped, (all) => within(leftMs(closingMs), all, undefined));
+  const stopped = (all: readonly Periodic[]) => Promise.all(all.map((one) => one.stop()));
+  closer.add('watches', watches, async (all) => void (await within(leftMs(closingMs), stopped(all), undefined)));
   closer.add('workers', workers, (one) => within(leftMs(closingMs), one.stop(leftMs(closingMs)), undefined));
   await closer.close();
   app.log.info('service stopped');

@@ -2,7 +2,7 @@
  * robots.txt (RFC 9309) and `X-Robots-Tag`: what an origin says that crawlers may do. Texts are a stranger's: however they
  * are made, reading them takes a bounded time.
  */
-import { RETRY_REASONS, RejectedError, RetryableError } from '../errors.js';
+import { RejectedError, RetryableError, retryReasonOf } from '../errors.js';
 import type { Robots } from '../kinds/robots.js';
 import { decidingRule, lineOf, type RobotsRules, rulesFor, textOf } from './robots-rules.js';
 
@@ -79,7 +79,7 @@ export function allowedGap(robots: Robots, url: string, crawler: string): number
 
 /** Whoever could not be had for a reason of its own (`connection: …`) fails for that. */
 function troubled(origin: string, trouble: string, retryAfterMs: number): RetryableError {
-  const reason = RETRY_REASONS.find((one) => trouble.startsWith(`${one}: `));
+  const reason = retryReasonOf(trouble);
   const why = reason ? trouble.slice(reason.length + 2) : trouble;
   return new RetryableError(reason ?? 'server-error', `${origin}/robots.txt: ${why}`, { retryAfterMs });
 }
