@@ -130,6 +130,7 @@ function launch({ file, args, env, user, logFile, input }: ChildCommand): ChildP
 async function signal(name: ChildName, wanted: NodeJS.Signals): Promise<null> {
   const child = children.get(name);
   if (!child || !isRunning(child)) throw new Error(`${name} is not running`);
+  if (['SIGSTOP', 'SIGKILL'].includes(wanted)) await stand(child);
   // Postgres serves each connection with a process of its own: a frozen server is one whose every process stands.
   if (['SIGSTOP', 'SIGCONT', 'SIGKILL'].includes(wanted)) for (const pid of descendants(child)) send(pid, wanted);
   child.process.kill(wanted);
@@ -161,6 +162,22 @@ async function removeAll(): Promise<void> {
 
 function isRunning(child: Child | undefined): child is Child {
   return child !== undefined && child.process.exitCode === null && child.process.signalCode === null;
+}
+
+/** Resolves once the process stands: until then it may start another, which no list of its children would have. */
+async function stand(child: Child): Promise<void> {
+  child.process.kill('SIGSTOP');
+  while (isRunning(child) && stateOf(child) !== 'T') await delay(1);
+}
+
+/** A letter, behind the name in parentheses: proc_pid_stat(5). Linux' alone, as the children are. */
+function stateOf({ process: { pid } }: Child): string {
+  try {
+    const stat = readFileSync(`/proc/${pid}/stat`, 'utf8');
+    return stat.charAt(stat.lastIndexOf(')') + 2);
+  } catch {
+    return 'T';
+  }
 }
 
 function descendants(child: Child): number[] {

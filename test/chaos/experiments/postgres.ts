@@ -1,6 +1,7 @@
 /** PostgreSQL killed, stopped, frozen, full or locked, while jobs come in and a program uses the library. */
 import { setTimeout as pause } from 'node:timers/promises';
 import { Client } from 'pg';
+import { Periodic } from '../../../src/lifecycle.js';
 import { until } from '../../support/until.js';
 import {
   BOTH,
@@ -104,6 +105,7 @@ const STOPPED: Experiment = {
 
 const OURS = 'chaos';
 const TAKING_MS = 60_000;
+const FULL_AGAIN_MS = 250;
 
 async function connected(lab: Lab): Promise<Client> {
   const client = new Client({ connectionString: lab.servers.stack.env.DATABASE_URL, application_name: OURS });
@@ -112,20 +114,22 @@ async function connected(lab: Lab): Promise<Client> {
   return client;
 }
 
-/** Every connection that the server allows, ours: who had one loses it. */
-async function takeAllConnections(lab: Lab): Promise<Client[]> {
-  const first = await connected(lab);
-  const clients = [first];
+/**
+ * Every connection that the server allows becomes ours: who had one loses it.
+ *
+ * @param clients those that are ours already, to which it adds
+ */
+async function takeAllConnections(lab: Lab, clients: Client[]): Promise<void> {
   for (const end = Date.now() + TAKING_MS; Date.now() < end; ) {
     const more = await Promise.all(Array.from({ length: 10 }, () => connected(lab).catch(() => null)));
     clients.push(...more.filter((client) => client !== null));
     if (!more.includes(null)) continue;
-    const { rowCount } = await first.query(
+    const { rowCount } = await (clients[0] as Client).query(
       `select pg_terminate_backend(pid) from pg_stat_activity
          where backend_type = 'client backend' and application_name <> $1`,
       [OURS],
     );
-    if (rowCount === 0) return clients;
+    if (rowCount === 0) return;
   }
   throw new Error(`connections of others were still there after ${TAKING_MS} ms`);
 }
@@ -142,8 +146,14 @@ const TROUBLES: readonly Trouble[] = [
     name: 'full',
     isOutage: true,
     begin: async (lab) => {
-      const clients = await takeAllConnections(lab);
-      return () => Promise.all(clients.map((client) => client.end()));
+      const clients = [await connected(lab)];
+      await takeAllConnections(lab, clients);
+      // Who was just logging in has a connection that the server does not list yet.
+      const again = new Periodic(FULL_AGAIN_MS, () => takeAllConnections(lab, clients)).start();
+      return async () => {
+        await again.stop();
+        await Promise.all(clients.map((client) => client.end()));
+      };
     },
   },
   {
