@@ -7,7 +7,8 @@
  *
  * The present turn is the latest that a job has come to: of those that run, of the one that ended last, and of the one
  * that is next. It never goes back, so a job that is held back or retried comes before all later ones. A tenant's last
- * turn counts while that job waits (or is on its way into the queue): what was done or removed puts nobody behind.
+ * turn counts while that job waits (or is on its way into the queue): what was done or removed puts nobody behind. Where
+ * that one job was removed and earlier ones of its tenant still wait, its next jobs run beside those, not behind them.
  * A job whose twin waits or runs takes no turn.
  *
  * A turn is a place in time that grows for ever; BullMQ's priority ends at 2,097,151. So turns are numbered from a base:

@@ -440,6 +440,7 @@ interface Waiting {
 class Model {
   #waiting: Waiting[] = [];
   #held: Waiting[] = [];
+  readonly #last = new Map<string, Waiting>();
   #present = 0;
   #count = 0;
 
@@ -450,8 +451,11 @@ class Model {
   enqueue(tenant: string, names: readonly string[]): void {
     this.#present = Math.max(this.#present, this.#waiting[0]?.turn ?? 0);
     for (const name of names) {
-      const own = [...this.#waiting, ...this.#held].filter((job) => job.tenant === tenant).map(({ turn }) => turn);
-      this.#add({ tenant, name, turn: Math.max(this.#present, Math.max(0, ...own) + 1), came: 0 });
+      const last = this.#last.get(tenant);
+      const isAhead = last && (this.#waiting.includes(last) || this.#held.includes(last));
+      const job = { tenant, name, turn: Math.max(this.#present, isAhead ? last.turn + 1 : 0), came: 0 };
+      this.#last.set(tenant, job);
+      this.#add(job);
     }
   }
 
