@@ -2,7 +2,8 @@
  * When a request to a host may begin, over all processes: at most so many at once, and a gap between any two beginnings.
  * What is known of a host lives where the queue lives, since a job that has to wait waits there and in no slot.
  *
- *     enter  asks for a permit; without a free one the job queues up at the host
+ *     enter  asks for a permit; without a free one the job queues up at the host; who began under its permit and was cut
+ *            short before it gave it back makes another request, as `again` does
  *     again  one more request under the same permit, a gap later
  *     leave  gives the permit back; with `coolMs` the host has sent the job away: nobody begins before that, and one at a
  *            time until somebody leaves whom it did not send away

@@ -90,8 +90,10 @@ elseif step == 'enter' or step == 'again' then
       redis.call('HSET', KEYS[5], tenant, own)
     end
   else
-    if step == 'again' then
-      local begun = start == 0 and tonumber(redis.call('ZSCORE', KEYS[2], job)) - lease or 0
+    -- Who began under it, and comes once more, may have made its request by now: this is another one.
+    if step == 'again' or start == 0 then
+      -- By another configuration its lease may have been longer.
+      local begun = start == 0 and math.min(tonumber(redis.call('ZSCORE', KEYS[2], job)) - lease, now) or 0
       start = math.max(now, next, begun + gap)
     end
     next = math.max(next, math.max(start, now) + gap)

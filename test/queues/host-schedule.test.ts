@@ -422,6 +422,18 @@ describe.each(['redis', 'postgres'])('host schedule on %s', (backend) => {
     await deferral(schedule.enter(HOST, 'other', 'acme', rules({ most: 1 })));
   });
 
+  test('a job that was cut short and comes again makes another request: there is a gap before it too', async () => {
+    await using world = await createWorld();
+    const schedule = scheduleOf(world.app(env));
+    const far = rules({ gapMs: 60_000 });
+    await schedule.enter(HOST, 'one', 'acme', far);
+    const { delayMs } = await deferral(schedule.enter(HOST, 'one', 'acme', far));
+    expect(delayMs).toBeGreaterThan(30_000);
+    expect(delayMs).toBeLessThanOrEqual(60_000);
+    // Behind it, and not beside it.
+    expect((await deferral(schedule.enter(HOST, 'other', 'acme', far))).delayMs).toBeGreaterThan(60_000);
+  });
+
   test('`again` keeps the place, and books a gap later', async () => {
     await using world = await createWorld();
     const schedule = scheduleOf(world.app(env));
