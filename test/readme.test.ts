@@ -241,14 +241,14 @@ describe('every command within the text', () => {
     'npm run check': '.ci/run',
     'npm test': '.ci/run',
     'apt-get install -y --no-install-recommends prometheus chromium python3-minimal curl openssl': '.ci/run',
-    // These run what other lines run, or write what `npm run check` compares.
+    // This runs what other lines run.
     'npm start': 'test/readme.test.ts',
     'npm start | npx pino-pretty': 'test/logger.test.ts',
-    'npm run dev': 'package.json',
+    'npm run dev': 'test/scripts.test.ts',
     'npm run chaos': '.ci/run',
-    'npm run db:generate': 'package.json',
-    'npm run openapi': 'package.json',
-    'npm run schemas': 'package.json',
+    'npm run db:generate': 'test/scripts.test.ts',
+    'npm run openapi': 'test/scripts.test.ts',
+    'npm run schemas': 'test/scripts.test.ts',
   };
   const HERE = /^(npx hybrid-cache |docker compose |echo |node --env-file)/;
 
