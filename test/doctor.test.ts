@@ -225,11 +225,12 @@ describe('Redis', () => {
     ]);
   });
 
-  test('with a wrong password: its own words', async () => {
+  test('with a wrong password: its own words, and not that it should be started', async () => {
     const url = new URL(stack.servers.env.REDIS_URL ?? '');
     url.password = SECRET;
     const [finding] = await found(redisChecks(stack.config({ REDIS_URL: url.href })));
-    expect(finding).toMatchObject({ verdict: 'problem', says: expect.stringMatching(/^WRONGPASS /) });
+    const says = /^WRONGPASS .*: correct the user or the password in QUEUE_REDIS_URL$/;
+    expect(finding).toMatchObject({ verdict: 'problem', says: expect.stringMatching(says) });
   });
 
   test('that evicts is a problem for the queue', async () => {
@@ -293,11 +294,13 @@ describe('PostgreSQL', () => {
     ]);
   });
 
-  test('with a wrong password: its own words', async () => {
-    const url = new URL(stack.servers.env.DATABASE_URL);
-    url.password = SECRET;
+  test.each([
+    [{ password: SECRET }, /^password authentication failed for .*: correct the user or the password in DATABASE_URL$/],
+    [{ pathname: '/nodb' }, /^database "nodb" does not exist: create the database, or correct DATABASE_URL$/],
+  ])('with %j: its own words, and not that it should be started', async (wrong, says) => {
+    const url = Object.assign(new URL(stack.servers.env.DATABASE_URL), wrong);
     expect(await found([postgresCheck(stack.config({ DATABASE_URL: url.href }))])).toEqual([
-      { check: 'PostgreSQL', verdict: 'problem', says: expect.stringMatching(/^password authentication failed for/) },
+      { check: 'PostgreSQL', verdict: 'problem', says: expect.stringMatching(says) },
     ]);
   });
 

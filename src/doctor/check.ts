@@ -17,8 +17,8 @@ export interface Finding {
 export interface Check {
   readonly name: string;
   readonly deadlineMs: number;
-  /** What to do where the check fails or takes too long. */
-  readonly remedy: string;
+  /** What to do where the check fails, with this error, or takes too long. */
+  readonly remedy: string | ((error?: unknown) => string);
   run(): Promise<readonly Finding[]>;
 }
 
@@ -28,10 +28,11 @@ export const problem = (check: string, says: string): Finding => ({ check, verdi
 
 /** The findings of a check; its failure, or its silence, is one too. */
 export async function findingsOf({ name, deadlineMs, remedy, run }: Check): Promise<Finding[]> {
-  const late = [problem(name, `no answer within ${deadlineMs / 1000} s: ${remedy}`)];
+  const remedyOf = (error?: unknown) => (typeof remedy === 'string' ? remedy : remedy(error));
+  const late = [problem(name, `no answer within ${deadlineMs / 1000} s: ${remedyOf()}`)];
   const running = Promise.resolve()
     .then(run)
-    .catch((error: unknown) => [problem(name, `${reasonOf(error)}: ${remedy}`)]);
+    .catch((error: unknown) => [problem(name, `${reasonOf(error)}: ${remedyOf(error)}`)]);
   const findings = await within(deadlineMs, running, late);
   return findings.map((finding) => ({ ...finding, says: oneLine(withoutSecrets(finding.says)) }));
 }

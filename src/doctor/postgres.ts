@@ -17,6 +17,7 @@ const DEADLINE_MS = 20_000;
 const OLDEST = 13;
 /** With any of them off, what was answered as written can be lost. */
 const UNSAFE = ['fsync', 'full_page_writes', 'synchronous_commit'] as const;
+
 export function postgresCheck(config: Config): Check {
   const { postgres, queue } = config;
   const how = 'connectionString' in postgres ? 'DATABASE_URL' : 'POSTGRES_HOST and its like';
@@ -24,7 +25,7 @@ export function postgresCheck(config: Config): Check {
   return {
     name: NAME,
     deadlineMs: DEADLINE_MS,
-    remedy: `start it, or correct ${how}`,
+    remedy: (error) => remedyOf(error, how),
     run: async () => {
       const client = new Client({ ...bounded, application_name: 'hybrid-cache-service doctor' });
       client.on('error', () => undefined); // the query under way rejects with the same error
@@ -39,6 +40,15 @@ export function postgresCheck(config: Config): Check {
       }
     },
   };
+}
+
+/** What answers need not be started: appendix A of PostgreSQL's manual has the codes. @param how it is configured */
+function remedyOf(error: unknown, how: string): string {
+  const { code = '' } = (error ?? {}) as { code?: unknown };
+  if (String(code).startsWith('28')) return `correct the user or the password in ${how}`;
+  if (code === '3D000') return `create the database, or correct ${how}`;
+  if (code === '53300') return 'raise max_connections, or end what holds them';
+  return `start it, or correct ${how}`;
 }
 
 async function serverFindings(client: Client, connections: number): Promise<Finding[]> {

@@ -29,7 +29,8 @@ export function redisChecks({ redisUrl, queue }: Config): Check[] {
   const check = (name: string, variable: string, run: Check['run']): Check => ({
     name,
     deadlineMs: DEADLINE_MS,
-    remedy: `start it, or correct ${variable}`,
+    remedy: (error) =>
+      isRefusal(error) ? `correct the user or the password in ${variable}` : `start it, or correct ${variable}`,
     run,
   });
   const queueUrl = queue.backend === 'redis' ? queue.url : null;
@@ -96,6 +97,11 @@ export function redisVersionFinding(check: string, version: string): Finding {
   if (below(OLDEST)) return problem(check, `is Redis ${version}: upgrade to ${recommended} or later`);
   if (below(RECOMMENDED)) return warning(check, `is Redis ${version}: ${recommended} or later is recommended`);
   return ok(check, `is Redis ${version}`);
+}
+
+/** Of whoever we say we are. */
+function isRefusal(error: unknown): boolean {
+  return error instanceof Error && /^(WRONGPASS|NOAUTH|NOPERM)\b/.test(error.message);
 }
 
 async function visited(url: string): Promise<Visit> {
