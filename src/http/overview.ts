@@ -139,13 +139,15 @@ class OverviewSource {
 
   async #queue(queue: QueueName): Promise<QueueView> {
     const { queues } = this.app;
-    const [counts, oldestWaitingSeconds] = await Promise.all([
+    const [counts, paused, oldestWaitingSeconds] = await Promise.all([
       queues.counts(queue),
+      queues.isPaused(queue),
       queues.oldestWaitingSeconds(queue),
     ]);
     const of = (...states: string[]) => states.reduce((sum, state) => sum + (counts[state] ?? 0), 0);
     return {
       queue,
+      paused,
       waiting: of('waiting', 'prioritized', 'paused', 'waiting-children'),
       delayed: of('delayed'),
       active: of('active'),

@@ -351,6 +351,7 @@ export const overview = named(
         .array(
           z.object({
             queue: z.enum(QUEUE_NAMES),
+            paused: z.boolean().describe('Whether workers take none of its jobs until somebody resumes it.'),
             waiting: count.describe('For a worker, whatever BullMQ calls it.'),
             delayed: count.describe('For their time to come.'),
             active: count,

@@ -133,6 +133,11 @@ export class Queues {
     return answered(this.get(name).getJobCounts(), DEADLINE_MS);
   }
 
+  /** Whether somebody has paused it, on the dashboard for instance. */
+  async isPaused(name: QueueName): Promise<boolean> {
+    return answered(this.get(name).isPaused(), DEADLINE_MS);
+  }
+
   /** Seconds that the longest waiting job has waited; 0 where none waits. */
   async oldestWaitingSeconds(name: QueueName): Promise<number> {
     const { waiting = 0, paused = 0, prioritized = 0 } = await this.counts(name);

@@ -232,7 +232,8 @@ describe.each(['redis', 'postgres'])('over queues on %s', (backend) => {
       expect(total(all.slice(0, 1), 'bullmq_job_count', { queue, state })).toBe(jobs);
     }
     const shown = part((await page()).queues ?? []).find((one) => one.queue === queue);
-    expect(shown).toEqual({ queue, waiting: 0, delayed: 0, active: 0, completed, failed, oldestWaitingSeconds: 0 });
+    const none = { waiting: 0, delayed: 0, active: 0, oldestWaitingSeconds: 0 };
+    expect(shown).toEqual({ queue, paused: false, completed, failed, ...none });
     const runs = (result: string) => total(all, 'job_attempts_total', { queue, result });
     expect([runs('completed'), runs('failed'), runs('stalled')]).toEqual([completed, failed, 0]);
     // The image that was never served was asked for as often as the queue allows.

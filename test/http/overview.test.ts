@@ -163,11 +163,12 @@ describe.each(['redis', 'postgres'])('over queues on %s', (backend) => {
       const overview = await answer('root-token', ({ queues }) => Array.isArray(queues) && queues[1]?.delayed === 1);
       const [crawl, embedding] = given(overview, 'queues');
       expect(crawl).toEqual({
-        ...{ queue: 'crawl', waiting: 0, delayed: 0, active: 0, completed: 7, failed: 2 },
+        ...{ queue: 'crawl', paused: false, waiting: 0, delayed: 0, active: 0, completed: 7, failed: 2 },
         oldestWaitingSeconds: 0,
       });
       expect(embedding).toMatchObject({
         queue: 'embedding',
+        paused: true,
         waiting: 0,
         delayed: 1,
         active: 0,

@@ -66,7 +66,9 @@ function drawTiles({ crawl, embedding, holdings, faces, queues }) {
     const delayed = queues.reduce((sum, queue) => sum + queue.delayed, 0);
     const oldest = Math.max(...queues.map((queue) => queue.oldestWaitingSeconds));
     const later = delayed > 0 ? `; ${whole.format(delayed)} delayed` : '';
-    return [whole.format(waiting), `${waiting > 0 ? `the oldest for ${duration(oldest)}` : 'none waits'}${later}`];
+    const paused = queues.filter((queue) => queue.paused).map(({ queue }) => `; ${queue} is paused`);
+    const since = waiting > 0 ? `the oldest for ${duration(oldest)}` : 'none waits';
+    return [whole.format(waiting), [since, later, ...paused].join('')];
   });
 }
 
@@ -235,7 +237,7 @@ function drawQueues(queues) {
   panel('queues', [queues], () => {
     const heads = ['Queue', 'Waiting', 'Oldest', 'Active', 'Delayed', 'Done', 'Failed'];
     const rows = queues.map((one) => [
-      one.queue,
+      one.paused ? `${one.queue} (paused)` : one.queue,
       whole.format(one.waiting),
       one.waiting > 0 ? duration(one.oldestWaitingSeconds) : '–',
       ...[one.active, one.delayed, one.completed, one.failed].map((number) => whole.format(number)),
