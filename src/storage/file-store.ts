@@ -16,16 +16,15 @@ export class FileStore implements ObjectStore {
     const path = this.#path(key);
     if (await holds(path, bytes)) return;
     const draft = join(this.folder, DRAFTS, randomUUID());
-    await Promise.all([mkdir(dirname(path), { recursive: true }), mkdir(dirname(draft), { recursive: true })]);
     try {
-      const file = await open(draft, 'wx');
+      const file = await inFolder(draft, () => open(draft, 'wx'));
       try {
         await file.writeFile(bytes);
         await file.sync();
       } finally {
         await file.close();
       }
-      await rename(draft, path);
+      await inFolder(path, () => rename(draft, path));
       await flushFolder(dirname(path));
     } catch (error) {
       await rm(draft, { force: true });
@@ -63,6 +62,17 @@ export class FileStore implements ObjectStore {
     const path = join(this.folder, key);
     if (!path.startsWith(this.folder + sep) || key.includes('\0')) throw new ArgumentError('key', 'leaves the store');
     return path;
+  }
+}
+
+/** Nearly every folder is there already: it is made where its lack is told. */
+async function inFolder<T>(path: string, work: () => Promise<T>): Promise<T> {
+  try {
+    return await work();
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error;
+    await mkdir(dirname(path), { recursive: true });
+    return work();
   }
 }
 
