@@ -1,13 +1,15 @@
 /**
  * The crawl job, its crash points and both tiers against a model in memory: whatever sequence of jobs, deaths, retries,
- * outages and invalidations there is, PostgreSQL, the object store, the claims and the origin's count are what the model
- * says, and in the end every job is done and both tiers agree.
+ * outages of either tier, leases that end, and invalidations there is, PostgreSQL, the object store, the claims and the
+ * origin's count are what the model says, and in the end every job is done and both tiers agree.
+ *
+ * Without PostgreSQL a run comes to nothing, or to what Redis alone can tell it, and writes nothing.
  */
 import fc from 'fast-check';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import type { App } from '../../src/app.js';
 import { verify } from '../../src/cache/verify.js';
-import { DeferredError } from '../../src/errors.js';
+import { DeferredError, TierUnavailableError } from '../../src/errors.js';
 import { sha256 } from '../../src/kinds/identity.js';
 import { Closer } from '../../src/lifecycle.js';
 import { rawKey } from '../../src/storage/object-store.js';
@@ -32,7 +34,9 @@ const FIRST: readonly number[] = [0, 1, NO_IMAGE];
 const STEPS = ['claimed', 'fetched', 'objects put', 'committed', 'in Redis', 'embedding enqueued'] as const;
 type Step = (typeof STEPS)[number];
 /** How a run ended. */
-type End = 'stored' | 'skipped url' | 'skipped content' | 'rejected not-an-image' | 'deferred' | 'dead';
+type End = 'stored' | 'skipped url' | 'skipped content' | 'rejected not-an-image' | 'deferred' | 'unavailable' | 'dead';
+/** It runs again. */
+const NO_ENDS: readonly End[] = ['deferred', 'unavailable', 'dead'];
 
 interface Job {
   readonly id: string;
@@ -58,6 +62,8 @@ class TenantModel {
   readonly embeddings = new Set<number>();
   /** By subject: `u0`, `c2`. */
   readonly claims = new Map<string, string>();
+  /** Subjects of claims whose leases have ended. */
+  readonly expired = new Set<string>();
 
   remember(url: number, content: number, job: string | null): void {
     this.urls.set(url, { content, job });
@@ -78,12 +84,35 @@ class Model {
   /** What a job that was put off knows of the bytes. */
   readonly fetched = new Map<string, number>();
   redisIsUp = true;
+  postgresIsUp = true;
+  /** Jobs that ended without PostgreSQL, and could not give back what dead runs of theirs had claimed. */
+  readonly unreleased = new Set<string>();
+
+  endLeases(): void {
+    for (const { claims, expired } of this.tenants.values()) for (const subject of claims.keys()) expired.add(subject);
+  }
 
   run(job: Job, dieAt: Step | null): End {
     const tenant = this.tenants.get(job.tenant) as TenantModel;
     const crawled = this.#crawl(tenant, job, dieAt);
     const end = crawled === 'no image' ? this.#refuse(tenant, job, dieAt) : crawled;
-    if (job.deaths > 0 && end !== 'dead' && end !== 'deferred') tenant.releaseAll(job);
+    if (job.deaths > 0 && !NO_ENDS.includes(end)) this.#releaseAll(tenant, job);
+    return end;
+  }
+
+  #releaseAll(tenant: TenantModel, job: Job): void {
+    if (this.postgresIsUp) tenant.releaseAll(job);
+  }
+
+  /** A claim is given back, unless its holder dies. */
+  #claimed<E>(tenant: TenantModel, subject: string, job: Job, work: () => E): E | 'deferred' | 'unavailable' {
+    if (!this.postgresIsUp) return 'unavailable';
+    const holder = tenant.claims.get(subject);
+    if (holder !== undefined && holder !== job.id && !tenant.expired.has(subject)) return 'deferred';
+    tenant.claims.set(subject, job.id);
+    tenant.expired.delete(subject);
+    const end = work();
+    if (end !== 'dead') tenant.claims.delete(subject);
     return end;
   }
 
@@ -96,15 +125,15 @@ class Model {
     if (tenant.refused.has(job.url) && !job.force) return 'rejected not-an-image';
     const known = tenant.urls.get(job.url);
     if (known && (known.job === job.id || (job.runs > 0 && tenant.contents.get(known.content) === job.id))) {
-      tenant.releaseAll(job);
+      this.#releaseAll(tenant, job);
       return this.#told(tenant, job, known.content, dieAt);
     }
     if (known && !job.force) return 'skipped url';
-    return claimed(tenant, `u${job.url}`, job, () => {
+    return this.#claimed(tenant, `u${job.url}`, job, () => {
       if (dieAt === 'claimed') return 'dead';
       const before = this.fetched.get(job.id);
       if (before !== undefined) {
-        const end = claimed(tenant, `c${before}`, job, () => this.#knownContent(tenant, job, before, dieAt));
+        const end = this.#claimed(tenant, `c${before}`, job, () => this.#knownContent(tenant, job, before, dieAt));
         if (end) return end;
       }
       const content = this.served[job.url] as number;
@@ -123,7 +152,7 @@ class Model {
   }
 
   #store(tenant: TenantModel, job: Job, content: number, dieAt: Step | null): End {
-    const end = claimed(tenant, `c${content}`, job, (): End => {
+    const end = this.#claimed(tenant, `c${content}`, job, (): End => {
       tenant.objects.add(content);
       if (dieAt === 'objects put') return 'dead';
       tenant.contents.set(content, job.id);
@@ -143,19 +172,10 @@ class Model {
   }
 }
 
-/** A claim is given back, unless its holder dies. */
-function claimed<E>(tenant: TenantModel, subject: string, job: Job, work: () => E): E | 'deferred' {
-  const holder = tenant.claims.get(subject);
-  if (holder !== undefined && holder !== job.id) return 'deferred';
-  tenant.claims.set(subject, job.id);
-  const end = work();
-  if (end !== 'dead') tenant.claims.delete(subject);
-  return end;
-}
-
 let world: World;
 let site: Site;
-let link: Link;
+/** Of the workers; whoever else there is has its own. */
+let link: { readonly redis: Link; readonly postgres: Link };
 let images: Buffer[];
 let sequences = 0;
 let jobs = 0;
@@ -163,7 +183,7 @@ let jobs = 0;
 beforeAll(async () => {
   world = await createWorld();
   site = await startSite();
-  link = await Link.to(world.redisUrl);
+  link = { redis: await Link.to(world.redisUrl), postgres: await Link.to(world.databaseUrl) };
   images = await Promise.all(CONTENTS.map((content) => noiseImage(24, 24, content + 1)));
   images[NO_IMAGE] = Buffer.from('<!doctype html><title>no</title>');
 });
@@ -171,7 +191,7 @@ beforeAll(async () => {
 afterAll(async () => {
   await site.close();
   await world[Symbol.asyncDispose]();
-  await link[Symbol.asyncDispose]();
+  for (const one of Object.values(link)) await one[Symbol.asyncDispose]();
 });
 
 /** The real thing. Every run of a job is a process of its own, as far as one can be had in a process. */
@@ -179,6 +199,8 @@ class Real {
   readonly #sequence = sequences++;
   /** Never asks Redis. */
   readonly plain = open({ REDIS_URL: 'none', QUEUE_REDIS_URL: world.redisUrl, QUEUE_BACKEND: 'redis' });
+  /** Another process, whose servers are always there: it repairs what Redis was not told. */
+  readonly other = open({});
   readonly #countedBefore: number[];
 
   constructor() {
@@ -207,7 +229,7 @@ class Real {
   }
 
   async run(job: Job, dieAt: Step | null): Promise<End> {
-    const app = open({ REDIS_URL: link.url, QUEUE_REDIS_URL: world.redisUrl });
+    const app = openAsWorker();
     const closer = new Closer();
     let killed: (end: 'dead') => void = () => undefined;
     const death = new Promise<'dead'>((resolve) => {
@@ -245,6 +267,7 @@ class Real {
       (outcome) => Object.values({ outcome: outcome.outcome, reason: (outcome as { reason?: string }).reason }),
       (error: unknown) => {
         if (error instanceof DeferredError) return ['deferred'];
+        if (error instanceof TierUnavailableError) return ['unavailable'];
         throw error;
       },
     );
@@ -264,6 +287,31 @@ class Real {
     return new Set(own.map(({ data }) => data.contentHash));
   }
 
+  /** Once Redis has been told everything, also what was written without it. */
+  async agrees(): Promise<void> {
+    await until('both tiers to agree', async () => (await verify(this.other.connection)).differences.length === 0);
+  }
+
+  /** Resolves when the others know of it too. */
+  async invalidate(tenantId: string): Promise<void> {
+    await this.other.cache.invalidateTenantCache(tenantId);
+    const [marker, value] = [sha256('marker'), '00000000000000aa'];
+    await this.other.cache.cachePerceptualHash(marker, tenantId, value);
+    const seen = () => this.plain.cache.getCachedPerceptualHash(marker, tenantId);
+    await until('the invalidation to be known', async () => (await seen()) === value);
+  }
+
+  async endLeases(): Promise<void> {
+    const tenants = TENANTS.map((name) => this.tenant(name));
+    const text = "update claims set expires_at = now() - interval '1 second' where tenant_id = any($1)";
+    await this.plain.connection.pool.query(text, [tenants]);
+  }
+
+  async close(): Promise<void> {
+    await this.other.close();
+    await this.plain.close();
+  }
+
   /** The cache's keys and the queues. */
   async forgetRedis(): Promise<void> {
     const redis = redisClient(world);
@@ -275,6 +323,10 @@ class Real {
 
 function open(env: Record<string, string>): App {
   return world.app({ FETCH_ALLOW: '127.0.0.1/32:*', ...env }, { engine: new PuppetEngine() });
+}
+
+function openAsWorker(): App {
+  return open({ REDIS_URL: link.redis.url, QUEUE_REDIS_URL: world.redisUrl, DATABASE_URL: link.postgres.url });
 }
 
 function mortal(app: App, dieAt: Step | null, die: () => Promise<never>): App {
@@ -377,32 +429,36 @@ function command(
 }
 
 async function runBoth(model: Model, real: Real, job: Job, dieAt: Step | null): Promise<void> {
-  const end = model.run(job, dieAt);
   // A step that the run does not come to kills nobody.
-  expect(await real.run(job, dieAt)).toBe(end);
+  const end = await real.run(job, dieAt);
+  // What Redis can tell depends on what was read before: without PostgreSQL it may always be nothing.
+  const isNothing = !model.postgresIsUp && end === 'unavailable';
+  if (!isNothing) expect(end).toBe(model.run(job, dieAt));
   job.runs += 1;
   if (end === 'dead') job.deaths += 1;
-  if (end === 'dead' || end === 'deferred') model.unfinished.push(job);
+  if (NO_ENDS.includes(end)) model.unfinished.push(job);
+  else if (!model.postgresIsUp) model.unreleased.add(job.id);
+}
+
+async function mend(model: Model): Promise<void> {
+  if (!model.redisIsUp) await link.redis.mend();
+  if (!model.postgresIsUp) await link.postgres.mend();
+  model.redisIsUp = model.postgresIsUp = true;
 }
 
 const dieAt = fc.option(fc.constantFrom(...STEPS), { freq: 2 });
 
+const CRAWL = fc
+  .tuple(fc.constantFrom(...TENANTS), fc.constantFrom(...URLS), fc.boolean(), dieAt)
+  .map(([tenant, url, force, step]) =>
+    command(`crawl ${tenant} ${url}${force ? ' force' : ''}${step ? `, die at ${step}` : ''}`, async (model, real) => {
+      await runBoth(model, real, { id: `job-${jobs++}`, tenant, url, force, runs: 0, deaths: 0, remembered: {} }, step);
+    }),
+  );
+
 const COMMANDS = [
-  fc
-    .tuple(fc.constantFrom(...TENANTS), fc.constantFrom(...URLS), fc.boolean(), dieAt)
-    .map(([tenant, url, force, step]) =>
-      command(
-        `crawl ${tenant} ${url}${force ? ' force' : ''}${step ? `, die at ${step}` : ''}`,
-        async (model, real) => {
-          await runBoth(
-            model,
-            real,
-            { id: `job-${jobs++}`, tenant, url, force, runs: 0, deaths: 0, remembered: {} },
-            step,
-          );
-        },
-      ),
-    ),
+  // As often as most others together: what they do shows in a job alone.
+  ...Array.from({ length: 5 }, () => CRAWL),
   fc.tuple(fc.nat(20), dieAt).map(([nth, step]) =>
     command(
       `run unfinished ${nth} again${step ? `, die at ${step}` : ''}`,
@@ -425,7 +481,7 @@ const COMMANDS = [
       tenant.urls.clear();
       tenant.contents.clear();
       tenant.refused.clear();
-      await real.plain.cache.invalidateTenantCache(real.tenant(name));
+      await real.invalidate(real.tenant(name));
     }),
   ),
   fc
@@ -436,7 +492,7 @@ const COMMANDS = [
         async (model, real) => {
           (model.tenants.get(name) as TenantModel).remember(url, content, null);
           const bytes = images[content] as Buffer;
-          await real.plain.cache.storeCrawledImage(real.url(url), bytes, { rawKey: 'theirs' }, real.tenant(name));
+          await real.other.cache.storeCrawledImage(real.url(url), bytes, { rawKey: 'theirs' }, real.tenant(name));
         },
         // Of others it would be the only record, and their bytes in a store of its user's own.
         ({ tenants }) => tenants.get(name)?.contents.has(content) === true,
@@ -451,34 +507,51 @@ const COMMANDS = [
   fc.constant(
     command('Redis is cut off or comes back', async (model) => {
       model.redisIsUp = !model.redisIsUp;
-      if (model.redisIsUp) await link.mend();
-      else link.cut();
+      if (model.redisIsUp) await link.redis.mend();
+      else link.redis.cut();
+    }),
+  ),
+  fc.constant(
+    command('PostgreSQL is cut off or comes back', async (model, real) => {
+      model.postgresIsUp = !model.postgresIsUp;
+      if (model.postgresIsUp) return link.postgres.mend();
+      // Who has neither of them when something changes is told the old: ARCHITECTURE.md says so of a double partition.
+      await real.agrees();
+      link.postgres.cut();
+    }),
+  ),
+  fc.constant(
+    command('leases end', async (model, real) => {
+      model.endLeases();
+      await real.endLeases();
     }),
   ),
 ];
 
 test('a crawl job does what its model does, whatever dies', { timeout: 300_000 }, async () => {
-  const property = fc.asyncProperty(fc.commands(COMMANDS, { maxCommands: 14 }), async (commands) => {
+  const property = fc.asyncProperty(fc.commands(COMMANDS, { maxCommands: 20 }), async (commands) => {
     const model = new Model();
     const real = new Real();
     try {
       await fc.asyncModelRun(() => ({ model, real }), commands);
-      if (!model.redisIsUp) await link.mend();
-      model.redisIsUp = true;
+      await mend(model);
+      if (model.unreleased.size > 0) {
+        model.endLeases();
+        await real.endLeases();
+      }
       // Each job that is unfinished is run again until it is done: dead holders first, or nobody else can be.
       for (let rounds = 0; model.unfinished.length > 0; rounds++) {
         expect(rounds).toBeLessThan(50);
         await runBoth(model, real, model.unfinished.shift() as Job, null);
         await compare(model, real);
       }
-      for (const { claims } of model.tenants.values()) expect(claims.size).toBe(0);
+      const held = [...model.tenants.values()].flatMap(({ claims }) => [...claims.values()]);
+      expect(held.filter((holder) => !model.unreleased.has(holder))).toEqual([]);
       await everyRecordIsAskedFor(model, real);
-      const observer = open({ REDIS_URL: link.url, QUEUE_REDIS_URL: world.redisUrl });
-      await until('both tiers to agree', async () => (await verify(observer.connection)).differences.length === 0);
-      await observer.close();
+      await real.agrees();
     } finally {
-      if (!model.redisIsUp) await link.mend();
-      await real.plain.close();
+      await mend(model);
+      await real.close();
     }
   });
   await fc.assert(property, { numRuns: 20, endOnFailure: true });
