@@ -33,11 +33,11 @@ const EXPERIMENTS: readonly Experiment[] = [
   ...SET_BACK_EXPERIMENTS,
   ...BOTH_EXPERIMENTS,
   ...MEMORY_EXPERIMENTS,
-  ...CROWD_EXPERIMENTS,
   ...POSTGRES_EXPERIMENTS,
   ...INVALIDATION_EXPERIMENTS,
   ...FACE_EXPERIMENTS,
   ...CORRUPTION_EXPERIMENTS,
+  ...CROWD_EXPERIMENTS,
 ];
 
 /** Runs mostly wait; at full size they measure, and are alone. */

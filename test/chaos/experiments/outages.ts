@@ -27,13 +27,14 @@ export interface Load {
 
 /** Workers, steady jobs, and a program that uses the library. */
 export async function underLoad(
+  { full, rate }: Trial,
   lab: Lab,
   perSecond: number,
-  { withoutPostgres = false, workers = 3 } = {},
+  { withoutPostgres = false, workers = full ? 3 : 2 } = {},
 ): Promise<Load> {
   await lab.workersOf(workers);
   const library = await new LibraryUse(lab, { withoutPostgres }).start();
-  const jobs = new SteadyJobs(lab, perSecond).start();
+  const jobs = new SteadyJobs(lab, rate ?? perSecond).start();
   await until('the workers to be warm', () => lab.ended.size >= WARM_JOBS, 120_000);
   return {
     jobs,

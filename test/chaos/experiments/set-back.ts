@@ -116,7 +116,7 @@ async function run(trial: Trial, lab: Lab): Promise<Figures> {
   await written(lab, keys, B, NEW);
   await lab.enqueue(later, { tenantId: B });
   await lab.settled();
-  const load = await underLoad(lab, trial.rate ?? (trial.full ? 20 : 6), { workers: 1 });
+  const load = await underLoad(trial, lab, trial.full ? 20 : 6, { workers: 1 });
   await pause(Math.max(0, copiedAt + sizes.ageMs - Date.now()));
   await inFlight(lab, load);
   const before = { keys, ofA, ofB: [...ofB, ...later] };
