@@ -179,7 +179,7 @@ export class Fetcher implements AsyncDisposable {
       if (trail.includes(got)) throw new RejectedError('gone', `redirect loop at ${placeOf(got)}`);
       trail.push(got);
       if (trail.length > MAX_REDIRECTS + 1) {
-        throw new RejectedError('gone', `redirect loop: more than ${MAX_REDIRECTS} redirects at ${placeOf(got)}`);
+        throw new RejectedError('gone', `more than ${MAX_REDIRECTS} redirects at ${placeOf(got)}`);
       }
     }
   }
