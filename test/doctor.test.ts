@@ -19,12 +19,12 @@ import { connectionsFinding, mostConnections, postgresCheck, postgresVersionFind
 import { redisChecks, redisVersionFinding } from '../src/doctor/redis.js';
 import { settingFindings } from '../src/doctor/settings.js';
 import { storageCheck } from '../src/doctor/storage.js';
-import { expectedIndexes, tableStateFindings } from '../src/doctor/tables.js';
 import { createServer as createHttpServer } from '../src/http/server.js';
 import { QUEUE_NAMES } from '../src/queues/contract.js';
 import { type CrawlPayload, crawlQueue } from '../src/queues/crawl.js';
 import { run } from '../workers/main.js';
 import { startDeafPort } from './support/deaf.js';
+import { onDatabase } from './support/on-database.js';
 import { type OwnStack, startOwnStack } from './support/own-stack.js';
 import { S3_CREDENTIALS, startS3, startStoreThat } from './support/s3.js';
 import { until } from './support/until.js';
@@ -63,16 +63,6 @@ afterAll(async () => {
   await stack?.[Symbol.asyncDispose]();
   await rm(folder, { recursive: true, force: true });
 });
-
-async function onDatabase(url: string, ...statements: string[]): Promise<void> {
-  const client = new Client({ connectionString: url });
-  await client.connect();
-  try {
-    for (const statement of statements) await client.query(statement);
-  } finally {
-    await client.end();
-  }
-}
 
 const short = (findings: readonly Finding[]) => findings.map(({ check, verdict }) => `${check}: ${verdict}`);
 
@@ -311,69 +301,6 @@ describe('PostgreSQL', () => {
     const findings = await found([postgresCheck(stack.config({ DATABASE_URL: url.href }))]);
     expect(findings.filter(({ check }) => check === 'database')).toEqual([
       { check: 'database', verdict: 'problem', says: 'is not up to date: run hybrid-cache migrate' },
-    ]);
-  });
-
-  test('every index of the schema is looked for, and those that are missing or invalid are named', async () => {
-    expect(expectedIndexes().length).toBeGreaterThan(20);
-    await onDatabase(
-      world.databaseUrl,
-      'drop index crawl_cache_content_idx',
-      'drop index queue_state.host_waiting_line_idx',
-      "update pg_index set indisvalid = false where indexrelid = 'redis_repairs_written_at_idx'::regclass",
-    );
-    const findings = await found([postgresCheck(world.config())]);
-    expect(findings.filter(({ verdict }) => verdict !== 'ok')).toContainEqual({
-      check: 'database',
-      verdict: 'problem',
-      says: expect.stringMatching(
-        /^crawl_cache_content_idx \(missing\), host_waiting_line_idx \(missing\), redis_repairs_written_at_idx \(invalid\): /,
-      ),
-    });
-  });
-});
-
-describe('tables with many rows [M45]', () => {
-  const many = (column: string) => `select ${column} from generate_series(1, 20000) as n`;
-  const databaseFindings = async (own: World) =>
-    (await found([postgresCheck(own.config())])).flatMap(({ check, verdict, says }) =>
-      check === 'database' ? `${verdict}: ${says}` : [],
-    );
-
-  test('dead rows, missing analyses and unused indexes are told, and gone once they are seen to', async () => {
-    await using own = await createWorld();
-    await onDatabase(
-      own.databaseUrl,
-      'alter table cache_generations set (autovacuum_enabled = false)',
-      'create index not_ours on cache_generations (generation)',
-      `insert into cache_generations (tenant_id, generation) ${many("'t' || n, 1")}`,
-      "delete from cache_generations where tenant_id like 't1%'",
-    );
-    const dead = /warning: cache_generations has 5\d % dead rows, last vacuumed never: run vacuum/;
-    await until('the counts to be told', async () => (await databaseFindings(own)).some((line) => dead.test(line)));
-    expect(await databaseFindings(own)).toContainEqual(
-      expect.stringMatching(/^warning: cache_generations was never analysed, .*: run vacuum \(analyze\)/),
-    );
-    await onDatabase(own.databaseUrl, 'vacuum (analyze) cache_generations');
-    await onDatabase(
-      own.databaseUrl,
-      `insert into cache_generations (tenant_id, generation) ${many("'u' || n, 1")}`,
-      'analyze',
-    );
-    const seen = await until('the counts to be told', async () => {
-      const lines = await databaseFindings(own);
-      return lines.some((line) => dead.test(line)) ? null : lines;
-    });
-    expect(seen).toContainEqual(expect.stringMatching(/^ok: no table is full of dead rows, and large ones were/));
-    expect(seen).toContainEqual(expect.stringMatching(/^warning: .*\bnot_ours\b.* not ours: drop it$/));
-    await onDatabase(own.databaseUrl, 'drop index not_ours');
-    expect((await databaseFindings(own)).filter((line) => !line.startsWith('ok'))).toEqual([]);
-  });
-
-  test('few rows are left alone', () => {
-    const state = { name: 'crawl_cache', vacuumed: null, analysed: null };
-    expect(tableStateFindings([{ ...state, rows: 100, dead: 9_000 }])).toEqual([
-      { check: 'database', verdict: 'ok', says: 'no table is full of dead rows, and none is large yet' },
     ]);
   });
 });
