@@ -241,10 +241,11 @@ export async function workAgain(
 const RATE_MS = 3_000;
 const FULL = 0.9;
 
-/** How the rate of jobs came back after each outage: judged at full size. The load has stopped at `until`. */
+/** How the rate of jobs came back after each outage: judged at full size. The load has stopped at `to`. */
 export async function ratesOf(
   trial: Trial,
   lab: Lab,
+  { jobs: { perSecond } }: Load,
   outages: readonly Outage[],
   times: { readonly from: number; readonly to: number },
 ): Promise<Figures> {
@@ -252,9 +253,11 @@ export async function ratesOf(
   const rate = (from: number, to: number) =>
     finished.filter((at) => at >= from && at < to).length / ((to - from) / 1000);
   const before = rate(times.from, outages[0]?.from ?? times.to);
+  // Before an outage there was a burst; after it no more may be asked for than goes on steadily.
+  const full = FULL * Math.min(before, perSecond);
   const seconds = outages.map(({ to }) => {
     for (let from = to; from + RATE_MS <= times.to; from += 250) {
-      if (rate(from, from + RATE_MS) >= FULL * before) return (from - to) / 1000;
+      if (rate(from, from + RATE_MS) >= full) return (from - to) / 1000;
     }
     return Number.POSITIVE_INFINITY;
   });

@@ -46,7 +46,7 @@ async function throughOutages(trial: Trial, how: 'killed' | 'frozen', lengthsMs:
     Object.assign(figures, hold(judgement, figures), await holdLibrary(load));
     const outlived = how === 'frozen' && trial.backend === 'redis';
     must(!outlived || lab.stalled.size > 0, 'no job outlived its lock: nothing was tried');
-    return { ...figures, ...(await ratesOf(trial, lab, outages, { from, to })) };
+    return { ...figures, ...(await ratesOf(trial, lab, load, outages, { from, to })) };
   });
 }
 
@@ -176,7 +176,7 @@ const EMPTIED: Experiment = {
       const to = Date.now();
       await load.stop();
       await lab.settled();
-      const rates = await ratesOf(trial, lab, [outage], { from, to });
+      const rates = await ratesOf(trial, lab, load, [outage], { from, to });
       const forgotten = await unrecorded(
         lab,
         lab.accepted.filter(({ id }) => ended.has(id)),
