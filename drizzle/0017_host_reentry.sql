@@ -1,7 +1,8 @@
 -- One step of a host's schedule, where the queue is on PostgreSQL: `src/queues/host-schedule.ts` says what the steps mean,
 -- and `state-redis.ts` is the same for Redis. The host's row is locked, so that steps come one after another.
 --
--- New: a job that began under its permit, was cut short and enters once more makes another request, which has its gap too.
+-- New: a job that began under its permit, was cut short and enters once more makes another request, which has its gap too;
+-- `also` is one more at once, as `enter` was where the job had begun.
 CREATE OR REPLACE FUNCTION queue_state.visit(
   step text, visited text, visitor text, tenant text, most integer, gap_ms bigint, lease_ms bigint, cool_ms bigint
 ) RETURNS TABLE (job text, delay_ms bigint, booked boolean) LANGUAGE plpgsql AS $$
@@ -45,9 +46,9 @@ BEGIN
       INSERT INTO queue_state.host_waiting (host, job, tenant_id, place)
         SELECT visited, put_off.job, '', ahead - row_number() OVER (ORDER BY starts_at DESC) FROM put_off;
     END IF;
-  ELSIF step IN ('enter', 'again') THEN
+  ELSIF step IN ('enter', 'again', 'also') THEN
     SELECT * INTO permit FROM queue_state.host_permits AS p WHERE p.host = visited AND p.job = visitor;
-    IF FOUND AND step = 'enter' AND now_ms < cooled_ms AND permit.starts_at < cooled_ms THEN
+    IF FOUND AND step <> 'again' AND now_ms < cooled_ms AND permit.starts_at < cooled_ms THEN
       DELETE FROM queue_state.host_permits AS p WHERE p.host = visited AND p.job = visitor;
       permit := NULL;
     END IF;
@@ -57,7 +58,7 @@ BEGIN
           FROM queue_state.host_waiting WHERE host = visited AND tenant_id = tenant
         ON CONFLICT (host, job) DO NOTHING;
     ELSE
-      IF step = 'again' OR permit.begun THEN
+      IF step = 'again' OR (step = 'enter' AND permit.begun) THEN
         -- By another configuration its lease may have been longer.
         permit.starts_at := greatest(now_ms, next_ms,
           CASE WHEN permit.begun THEN least(permit.expires_at - lease_ms, now_ms) + gap_ms END);

@@ -52,6 +52,8 @@ interface RobotsFile {
   readonly crawler: string;
   /** Where it was asked for; grows with every redirect. */
   readonly trail: string[];
+  /** Of the origin's own host. */
+  readonly permit: Permit;
 }
 
 export class Politeness {
@@ -84,7 +86,7 @@ export class Politeness {
     const permit = await this.schedule.enter(host, asker.jobId, asker.tenantId, { ...this.#rules(), most: 1 });
     const trail = [`${origin}/robots.txt`];
     try {
-      const found = await this.#ask(asker, { origin, crawler, trail });
+      const found = await this.#ask(asker, { origin, crawler, trail, permit });
       const rules = this.#rules(allowedGap(found, url, crawler));
       await permit.again(rules);
       return this.#leaving(permit, rules);
@@ -142,13 +144,14 @@ export class Politeness {
   }
 
   /** RFC 9309 section 2.3.1: no file allows everything, and one that cannot be had nothing. */
-  async #fetch(asker: Asker, { origin, crawler, trail }: RobotsFile): Promise<Robots> {
+  async #fetch(asker: Asker, { origin, crawler, trail, permit }: RobotsFile): Promise<Robots> {
     try {
       const { bytes } = await this.fetcher.fetch(trail[0] as string, {
         signal: asker.signal,
         maxBytes: MAX_FILE_BYTES,
         trail,
-        admit: (url) => this.#admitToFile(asker, new URL(origin).host, url, trail.length === 1),
+        admit: (url) =>
+          this.#admitToFile(asker, url, { host: new URL(origin).host, permit, isFirst: trail.length === 1 }),
       });
       return robotsOf(origin, bytes, crawler);
     } catch (error) {
@@ -169,11 +172,16 @@ export class Politeness {
    * For the origin's own host the permit is held already. What its robots.txt leads to there (from http to https, say) is
    * asked for at once, and counts where the next gap begins.
    */
-  async #admitToFile(asker: Asker, host: string, url: string, isFirst: boolean): Promise<Leave> {
+  async #admitToFile(
+    asker: Asker,
+    url: string,
+    { host, permit, isFirst }: { host: string; permit: Permit; isFirst: boolean },
+  ): Promise<Leave> {
+    const rules = { ...this.#rules(), most: 1 };
     const asked = new URL(url).host;
-    if (asked === host && isFirst) return nothing;
-    const leave = await this.#enter(asker, asked, { ...this.#rules(), most: 1 });
-    return asked === host ? nothing : leave;
+    if (asked !== host) return this.#enter(asker, asked, rules);
+    if (!isFirst) await permit.also(rules);
+    return nothing;
   }
 
   /** Gives the permit back. Where that fails, its lease ends. */

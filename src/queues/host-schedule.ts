@@ -5,6 +5,7 @@
  *     enter  asks for a permit; without a free one the job queues up at the host; who began under its permit and was cut
  *            short before it gave it back makes another request, as `again` does
  *     again  one more request under the same permit, a gap later
+ *     also   one more at once, which the next one counts from
  *     leave  gives the permit back; with `coolMs` the host has sent the job away: nobody begins before that, and one at a
  *            time until somebody leaves whom it did not send away
  *     look   tells how the job stands
@@ -50,12 +51,14 @@ export interface Standing {
   readonly booked: boolean;
 }
 
-export type VisitStep = 'enter' | 'again' | 'leave' | 'look' | 'tend';
+export type VisitStep = 'enter' | 'again' | 'also' | 'leave' | 'look' | 'tend';
 
 /** The right to make one request at a time to a host. */
 export interface Permit {
   /** Books the next request, a gap after the last one began. @throws {DeferredError} where it may not begin yet */
   again(rules: HostRules): Promise<void>;
+  /** Counts one more request, at once. @throws {DeferredError} where the permit is another's by now */
+  also(rules: HostRules): Promise<void>;
   /** @param coolMs that the host sent the job away, and for how long it is left alone */
   leave(rules: HostRules, coolMs?: number): Promise<void>;
 }
@@ -88,6 +91,7 @@ export class HostSchedule {
     await this.#admit('enter', host, visitor, rules);
     return {
       again: (next) => this.#admit('again', host, visitor, next),
+      also: (next) => this.#admit('also', host, visitor, next),
       leave: (last, coolMs) => this.leave(host, job, last, coolMs),
     };
   }
@@ -114,7 +118,7 @@ export class HostSchedule {
     }
   }
 
-  async #admit(step: 'enter' | 'again', host: string, visitor: Visitor, rules: HostRules): Promise<void> {
+  async #admit(step: 'enter' | 'again' | 'also', host: string, visitor: Visitor, rules: HostRules): Promise<void> {
     const own = await this.#step(step, host, visitor, rules);
     if (!own || (own.booked && own.delayMs === 0)) return;
     const delayMs = own.booked ? own.delayMs : Math.min(own.delayMs, LONGEST_WAIT_MS);

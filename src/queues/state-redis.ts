@@ -76,10 +76,10 @@ if step == 'leave' then
       end
     end
   end
-elseif step == 'enter' or step == 'again' then
+elseif step == 'enter' or step == 'again' or step == 'also' then
   local start = tonumber(redis.call('HGET', KEYS[3], job) or -1)
   -- Who was given its time since the host was cooled down, and comes too early, keeps it.
-  if start >= 0 and step == 'enter' and now < cooled and start < cooled then
+  if start >= 0 and step ~= 'again' and now < cooled and start < cooled then
     release(job)
     start = -1
   end
@@ -91,7 +91,7 @@ elseif step == 'enter' or step == 'again' then
     end
   else
     -- Who began under it, and comes once more, may have made its request by now: this is another one.
-    if step == 'again' or start == 0 then
+    if step == 'again' or (step == 'enter' and start == 0) then
       -- By another configuration its lease may have been longer.
       local begun = start == 0 and math.min(tonumber(redis.call('ZSCORE', KEYS[2], job)) - lease, now) or 0
       start = math.max(now, next, begun + gap)

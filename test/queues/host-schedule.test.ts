@@ -434,6 +434,19 @@ describe.each(['redis', 'postgres'])('host schedule on %s', (backend) => {
     expect((await deferral(schedule.enter(HOST, 'other', 'acme', far))).delayMs).toBeGreaterThan(60_000);
   });
 
+  test('`also` is at once, and the gap of the next one counts from it', async () => {
+    await using world = await createWorld();
+    const schedule = scheduleOf(world.app(env));
+    const far = rules({ gapMs: 60_000 });
+    const permit = await schedule.enter(HOST, 'one', 'acme', far);
+    const first = Date.now();
+    await pause(50);
+    await permit.also(far);
+    const { delayMs } = await deferral(permit.again(far));
+    expect(delayMs).toBeGreaterThan(60_000 - (Date.now() - first) + 25);
+    expect(delayMs).toBeLessThanOrEqual(60_000);
+  });
+
   test('`again` keeps the place, and books a gap later', async () => {
     await using world = await createWorld();
     const schedule = scheduleOf(world.app(env));
