@@ -132,9 +132,14 @@ async function signal(name: ChildName, wanted: NodeJS.Signals): Promise<null> {
   if (!child || !isRunning(child)) throw new Error(`${name} is not running`);
   if (['SIGSTOP', 'SIGKILL'].includes(wanted)) await stand(child);
   // Postgres serves each connection with a process of its own: a frozen server is one whose every process stands.
-  if (['SIGSTOP', 'SIGCONT', 'SIGKILL'].includes(wanted)) for (const pid of descendants(child)) send(pid, wanted);
+  const own = ['SIGSTOP', 'SIGCONT', 'SIGKILL'].includes(wanted) ? descendants(child) : [];
+  for (const pid of own) send(pid, wanted);
   child.process.kill(wanted);
-  if (wanted === 'SIGKILL') await child.exited;
+  if (wanted === 'SIGKILL') {
+    await child.exited;
+    // The next server wants the memory that they share.
+    for (const pid of own) while (isThere(pid)) await delay(1);
+  }
   return null;
 }
 
@@ -167,16 +172,21 @@ function isRunning(child: Child | undefined): child is Child {
 /** Resolves once the process stands: until then it may start another, which no list of its children would have. */
 async function stand(child: Child): Promise<void> {
   child.process.kill('SIGSTOP');
-  while (isRunning(child) && stateOf(child) !== 'T') await delay(1);
+  while (isRunning(child) && !['', 'T'].includes(stateOf(child.process.pid))) await delay(1);
 }
 
-/** A letter, behind the name in parentheses: proc_pid_stat(5). Linux' alone, as the children are. */
-function stateOf({ process: { pid } }: Child): string {
+/** Not ended, nor merely left for its parent to hear of. */
+function isThere(pid: number): boolean {
+  return !['', 'Z', 'X'].includes(stateOf(pid));
+}
+
+/** A letter, behind the name in parentheses: proc_pid_stat(5). Empty where there is none, or no Linux. */
+function stateOf(pid: number | undefined): string {
   try {
     const stat = readFileSync(`/proc/${pid}/stat`, 'utf8');
     return stat.charAt(stat.lastIndexOf(')') + 2);
   } catch {
-    return 'T';
+    return '';
   }
 }
 
