@@ -3,7 +3,7 @@ import { execFile } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { cp, mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
-import { join, resolve } from 'node:path';
+import { basename, join, resolve } from 'node:path';
 import { promisify } from 'node:util';
 import { Redis } from 'ioredis';
 import { Client } from 'pg';
@@ -73,7 +73,9 @@ export class OwnServers implements AsyncDisposable {
   async copyRedis(): Promise<() => Promise<void>> {
     const folder = await this.redisFolder();
     const copy = await mkdtemp(join(this.#copies, 'redis-'));
-    await cp(folder, copy, { recursive: true });
+    // What it is writing at this moment has another name by the next.
+    const isWhole = (path: string) => !basename(path).startsWith('temp-');
+    await cp(folder, copy, { recursive: true, filter: isWhole });
     return async () => {
       await rm(folder, { recursive: true });
       await cp(copy, folder, { recursive: true });
