@@ -130,16 +130,12 @@ function launch({ file, args, env, user, logFile, input }: ChildCommand): ChildP
 async function signal(name: ChildName, wanted: NodeJS.Signals): Promise<null> {
   const child = children.get(name);
   if (!child || !isRunning(child)) throw new Error(`${name} is not running`);
-  if (['SIGSTOP', 'SIGKILL'].includes(wanted)) await stand(child);
+  if (wanted === 'SIGSTOP') await stand(child);
   // Postgres serves each connection with a process of its own: a frozen server is one whose every process stands.
   const own = ['SIGSTOP', 'SIGCONT', 'SIGKILL'].includes(wanted) ? descendants(child) : [];
   for (const pid of own) send(pid, wanted);
   child.process.kill(wanted);
-  if (wanted === 'SIGKILL') {
-    await child.exited;
-    // The next server wants the memory that they share.
-    for (const pid of own) while (isThere(pid)) await delay(1);
-  }
+  if (wanted === 'SIGKILL') await child.exited;
   return null;
 }
 
@@ -173,11 +169,6 @@ function isRunning(child: Child | undefined): child is Child {
 async function stand(child: Child): Promise<void> {
   child.process.kill('SIGSTOP');
   while (isRunning(child) && !['', 'T'].includes(stateOf(child.process.pid))) await delay(1);
-}
-
-/** Not ended, nor merely left for its parent to hear of. */
-function isThere(pid: number): boolean {
-  return !['', 'Z', 'X'].includes(stateOf(pid));
 }
 
 /** A letter, behind the name in parentheses: proc_pid_stat(5). Empty where there is none, or no Linux. */
