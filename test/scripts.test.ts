@@ -3,7 +3,7 @@ import { execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { appendFile, chmod, cp, mkdir, mkdtemp, readdir, readFile, rm, symlink } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
-import { basename, join, resolve } from 'node:path';
+import { join, resolve } from 'node:path';
 import { promisify } from 'node:util';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { until } from './support/until.js';
@@ -17,7 +17,7 @@ let copy: string;
 beforeAll(async () => {
   copy = await mkdtemp(join(tmpdir(), 'hc-scripts-'));
   for (const name of await readdir('.')) {
-    if (!LEFT_OUT.includes(basename(name))) await cp(name, join(copy, name), { recursive: true });
+    if (!LEFT_OUT.includes(name)) await cp(name, join(copy, name), { recursive: true });
   }
   await symlink(resolve('node_modules'), join(copy, 'node_modules'));
   await mkdir(join(copy, '.local'));

@@ -144,14 +144,14 @@ export class Politeness {
   }
 
   /** RFC 9309 section 2.3.1: no file allows everything, and one that cannot be had nothing. */
-  async #fetch(asker: Asker, { origin, crawler, trail, permit }: RobotsFile): Promise<Robots> {
+  async #fetch(asker: Asker, file: RobotsFile): Promise<Robots> {
+    const { origin, crawler, trail } = file;
     try {
       const { bytes } = await this.fetcher.fetch(trail[0] as string, {
         signal: asker.signal,
         maxBytes: MAX_FILE_BYTES,
         trail,
-        admit: (url) =>
-          this.#admitToFile(asker, url, { host: new URL(origin).host, permit, isFirst: trail.length === 1 }),
+        admit: (url) => this.#admitToFile(asker, file, url),
       });
       return robotsOf(origin, bytes, crawler);
     } catch (error) {
@@ -172,15 +172,11 @@ export class Politeness {
    * For the origin's own host the permit is held already. What its robots.txt leads to there (from http to https, say) is
    * asked for at once, and counts where the next gap begins.
    */
-  async #admitToFile(
-    asker: Asker,
-    url: string,
-    { host, permit, isFirst }: { host: string; permit: Permit; isFirst: boolean },
-  ): Promise<Leave> {
+  async #admitToFile(asker: Asker, { origin, trail, permit }: RobotsFile, url: string): Promise<Leave> {
     const rules = { ...this.#rules(), most: 1 };
-    const asked = new URL(url).host;
-    if (asked !== host) return this.#enter(asker, asked, rules);
-    if (!isFirst) await permit.also(rules);
+    const { host } = new URL(url);
+    if (host !== new URL(origin).host) return this.#enter(asker, host, rules);
+    if (trail.length > 1) await permit.also(rules);
     return nothing;
   }
 

@@ -132,8 +132,7 @@ async function signal(name: ChildName, wanted: NodeJS.Signals): Promise<null> {
   if (!child || !isRunning(child)) throw new Error(`${name} is not running`);
   if (wanted === 'SIGSTOP') await stand(child);
   // Postgres serves each connection with a process of its own: a frozen server is one whose every process stands.
-  const own = ['SIGSTOP', 'SIGCONT', 'SIGKILL'].includes(wanted) ? descendants(child) : [];
-  for (const pid of own) send(pid, wanted);
+  if (['SIGSTOP', 'SIGCONT', 'SIGKILL'].includes(wanted)) for (const pid of descendants(child)) send(pid, wanted);
   child.process.kill(wanted);
   if (wanted === 'SIGKILL') await child.exited;
   return null;
