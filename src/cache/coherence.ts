@@ -71,6 +71,8 @@ interface Changes {
 /** See `cache_history` in `drizzle/`. */
 interface History {
   readonly incarnation: string;
+  readonly started_at: string | null;
+  readonly started_from: string | null;
   readonly timeline: string | null;
   readonly log_position: string | null;
 }
@@ -215,7 +217,7 @@ export class Coherence {
       return this.#ask();
     }
     // What a standby hides is told again by the primary that it may become.
-    if (changes.history.timeline !== null) this.#history = changes.history;
+    if (changes.history.started_at !== null) this.#history = changes.history;
     this.#history ??= changes.history;
     this.redis?.tier.adopt(changes.history.incarnation);
     for (const [tenantId, generation] of changes.generations) this.learn(tenantId, generation);
@@ -281,11 +283,14 @@ export class Coherence {
   }
 }
 
-/** Whether PostgreSQL tells another history than before, or is not as far in it any more. */
+/** Whether PostgreSQL tells another history than before, is not as far in it any more, or was started where it was not. */
 function isSetBack(known: History | undefined, told: History): boolean {
   if (!known) return false;
   if (told.incarnation !== known.incarnation) return true;
-  if (told.timeline === null || told.log_position === null) return false;
-  if (known.timeline === null || known.log_position === null) return false;
-  return told.timeline !== known.timeline || BigInt(told.log_position) < BigInt(known.log_position);
+  if (told.started_at === null || known.started_at === null) return false;
+  const restarted = told.started_at !== known.started_at;
+  // Who hides his log may have been started on anything.
+  if (known.log_position === null || told.log_position === null || told.started_from === null) return restarted;
+  const place = restarted ? told.started_from : told.log_position;
+  return told.timeline !== known.timeline || BigInt(place) < BigInt(known.log_position);
 }

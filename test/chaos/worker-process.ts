@@ -110,15 +110,15 @@ export class WorkerProcess {
   }
 
   async #told(question: ToWorker): Promise<WorkerFigures> {
-    const told = new Promise<WorkerFigures>((resolve) => {
+    const told = new Promise<WorkerFigures>((resolve, reject) => {
       const hear = (message: FromWorker) => {
         if (message.say !== 'figures') return;
         this.child.off('message', hear);
         resolve(message.figures);
       };
       this.child.on('message', hear);
+      this.child.send(question, (error) => error && reject(error));
     });
-    this.child.send(question);
     const ended = this.ended.then((end) => {
       throw new Error(`a worker process ended (${end}) when it was asked for ${question}`);
     });
