@@ -216,7 +216,9 @@ describe('the page in a browser', () => {
     await page.waitForURL(/\/images\//);
     expect(answers.at(-1)).toBe(200);
     await page.goBack();
-    await page.locator('nav a').first().focus();
+    const elsewhere = page.locator('nav a').first();
+    await elsewhere.waitFor(); // hidden until the page knows whose token it is
+    await elsewhere.focus();
     await page.keyboard.press('Enter');
     await page.waitForURL(/\/dashboard/);
   });
