@@ -106,6 +106,7 @@ const STOPPED: Experiment = {
 const OURS = 'chaos';
 const TAKING_MS = 60_000;
 const FULL_AGAIN_MS = 250;
+const AT_ONCE = 10;
 
 async function connected(lab: Lab): Promise<Client> {
   const client = new Client({ connectionString: lab.servers.stack.env.DATABASE_URL, application_name: OURS });
@@ -121,17 +122,33 @@ async function connected(lab: Lab): Promise<Client> {
  */
 async function takeAllConnections(lab: Lab, clients: Client[]): Promise<void> {
   for (const end = Date.now() + TAKING_MS; Date.now() < end; ) {
-    const more = await Promise.all(Array.from({ length: 10 }, () => connected(lab).catch(() => null)));
+    const more = await Promise.all(Array.from({ length: AT_ONCE }, () => connected(lab).catch(() => null)));
     clients.push(...more.filter((client) => client !== null));
     if (!more.includes(null)) continue;
-    const { rowCount } = await (clients[0] as Client).query(
-      `select pg_terminate_backend(pid) from pg_stat_activity
-         where backend_type = 'client backend' and application_name <> $1`,
-      [OURS],
-    );
-    if (rowCount === 0) return;
+    if ((await endOthers(clients)) === 0) return;
   }
   throw new Error(`connections of others were still there after ${TAKING_MS} ms`);
+}
+
+/** @returns how many there were */
+async function endOthers([ours]: readonly Client[]): Promise<number> {
+  const { rowCount } = await (ours as Client).query(
+    `select pg_terminate_backend(pid) from pg_stat_activity
+       where backend_type = 'client backend' and application_name <> $1`,
+    [OURS],
+  );
+  return rowCount ?? 0;
+}
+
+/** Who lost a connection would be back before we had it: the workers stand still meanwhile. */
+async function whileWorkersStand<T>({ workers }: Lab, work: () => Promise<T>): Promise<T> {
+  const standing = [...workers];
+  for (const worker of standing) worker.signal('SIGSTOP');
+  try {
+    return await work();
+  } finally {
+    for (const worker of standing) worker.signal('SIGCONT');
+  }
 }
 
 /** Something done to PostgreSQL. A server that answers and cannot do one thing is not away. */
@@ -147,9 +164,11 @@ const TROUBLES: readonly Trouble[] = [
     isOutage: true,
     begin: async (lab) => {
       const clients = [await connected(lab)];
-      await takeAllConnections(lab, clients);
-      // Who was just logging in has a connection that the server does not list yet.
-      const again = new Periodic(FULL_AGAIN_MS, () => takeAllConnections(lab, clients)).start();
+      await whileWorkersStand(lab, () => takeAllConnections(lab, clients));
+      // Who was just logging in had a connection that the server did not list yet.
+      const again = new Periodic(FULL_AGAIN_MS, async () => {
+        if ((await endOthers(clients)) > 0) await takeAllConnections(lab, clients);
+      }).start();
       return async () => {
         await again.stop();
         await Promise.all(clients.map((client) => client.end()));
