@@ -13,6 +13,7 @@ import { QUEUE_NAMES } from '../queues/contract.js';
 import type { RedisFacts } from '../redis-info.js';
 import type { AccessRules } from './access.js';
 import { operations, serve } from './api.js';
+import { HttpProblem, sendProblem } from './problem.js';
 import { Shared } from './shared.js';
 
 /** Open to whoever reaches the port: no tenant's data is in them. */
@@ -181,6 +182,11 @@ const DASHBOARD_HEADERS = {
   'referrer-policy': 'no-referrer',
 };
 
+/** bull-board waits for ever for a queue whose store is frozen. */
+const DASHBOARD_MS = 5_000;
+const LATE = Symbol('late');
+const QUEUES_SILENT = 'the queues do not answer: try again in a few seconds';
+
 export async function dashboard(server: FastifyInstance, app: App, access: AccessRules): Promise<void> {
   const adapter = new FastifyAdapter();
   adapter.setBasePath('/dashboard');
@@ -188,6 +194,15 @@ export async function dashboard(server: FastifyInstance, app: App, access: Acces
   await server.register(async (scope) => {
     scope.addHook('onRequest', (request, reply) => access.dashboard(request, reply));
     scope.addHook('onSend', async (_request, reply) => void reply.headers(DASHBOARD_HEADERS));
+    scope.addHook('onRoute', (route) => {
+      const { handler } = route;
+      if (!route.url.startsWith('/dashboard/api/')) return;
+      route.handler = async function (request, reply) {
+        const work = Promise.resolve(handler.call(this, request, reply));
+        const answer = await within(DASHBOARD_MS, work, LATE);
+        return answer === LATE ? sendProblem(reply, new HttpProblem(503, QUEUES_SILENT)) : answer;
+      };
+    });
     await scope.register(adapter.registerPlugin(), { prefix: '/dashboard' });
   });
 }

@@ -63,7 +63,7 @@ export class SteadyJobs {
 }
 
 const READERS = 4;
-const READ_PAUSE_MS = 10;
+const READ_PAUSE_MS = 25;
 const WRITE_PAUSE_MS = 50;
 const FIRST_ENTRIES = 100;
 const MOST_SHOWN = 5;

@@ -82,3 +82,11 @@ test.each([
     expectUnavailable(first as Awaited<ReturnType<typeof post>>);
   },
 );
+
+test("the dashboard's data is refused where the queue's store is frozen, and not waited for", async () => {
+  const { server } = await serve({});
+  const get = () => server.inject('/dashboard/api/queues');
+  expect((await get()).statusCode).toBe(200);
+  await freeze('redis');
+  expectUnavailable(await get());
+});

@@ -48,7 +48,7 @@ const FULL_UP: Experiment = {
   backends: ['redis'],
   run: (trial) =>
     inLab(trial, {}, async (lab) => {
-      const { jobs, limit } = trial.full ? { jobs: 5_000, limit: 40 * MB } : { jobs: 300, limit: 12 * MB };
+      const { jobs, limit } = trial.full ? { jobs: 5_000, limit: 40 * MB } : { jobs: 150, limit: 12 * MB };
       const { cache, metrics } = lab.app;
       await lab.servers.redis((redis) => redis.config('SET', 'maxmemory', String(limit)));
       let offered = 0;

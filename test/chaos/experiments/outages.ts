@@ -16,7 +16,7 @@ const LOSS_MS = 1_000;
 const SLOW_LOSS_MS = 2_000;
 /** Jobs at once, just before a fault: so many that some are under way, and, where they go on, done within a second or two. */
 const BURST = { redis: 40, postgres: 20 };
-const WARM_JOBS = 30;
+const WARM_JOBS = 20;
 
 export interface Load {
   readonly jobs: SteadyJobs;

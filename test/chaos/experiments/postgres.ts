@@ -72,7 +72,7 @@ const STOPPED: Experiment = {
     inLab(trial, { latencyMs: 40 }, async (lab) => {
       const { outageMs, perSecond, processes } = trial.full
         ? { outageMs: 30_000, perSecond: 40, processes: 3 }
-        : { outageMs: 4_000, perSecond: 8, processes: 2 };
+        : { outageMs: 4_000, perSecond: 5, processes: 2 };
       const workers = await lab.workersOf(processes);
       // A machine that is busy misses Redis' deadline too: then a read knows nothing, and a write is not journaled.
       const isStrict = trial.full && trial.backend === 'redis';
@@ -245,7 +245,7 @@ const UNABLE: Experiment = {
   backends: BOTH,
   run: (trial) =>
     inLab(trial, { latencyMs: 40 }, async (lab) => {
-      const { faultMs, perSecond } = trial.full ? { faultMs: 30_000, perSecond: 30 } : { faultMs: 5_000, perSecond: 6 };
+      const { faultMs, perSecond } = trial.full ? { faultMs: 30_000, perSecond: 30 } : { faultMs: 5_000, perSecond: 4 };
       const workers = await lab.workersOf(2);
       const known = await knownImage(lab);
       const jobs = new SteadyJobs(lab, trial.rate ?? perSecond).start();

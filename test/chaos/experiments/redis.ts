@@ -23,7 +23,7 @@ const FULL_RATE = { redis: 40, postgres: 20 };
 /** One outage after the other under steady load, each followed by time to come back. */
 async function throughOutages(trial: Trial, how: 'killed' | 'frozen', lengthsMs: readonly number[]): Promise<Figures> {
   return inLab(trial, { latencyMs: 20, ...POLITE }, async (lab) => {
-    const load = await underLoad(trial, lab, trial.full ? FULL_RATE[trial.backend] : 10);
+    const load = await underLoad(trial, lab, trial.full ? FULL_RATE[trial.backend] : 6);
     await pause(trial.full ? 5_000 : 1_000); // what had gathered is done
     const from = Date.now();
     await pause(trial.full ? 15_000 : 3_000);
@@ -165,12 +165,12 @@ const EMPTIED: Experiment = {
   backends: BOTH,
   run: (trial) =>
     inLab(trial, { latencyMs: 20 }, async (lab) => {
-      const load = await underLoad(trial, lab, trial.full ? FULL_RATE[trial.backend] : 8);
+      const load = await underLoad(trial, lab, trial.full ? FULL_RATE[trial.backend] : 5);
       const from = Date.now();
       await pause(trial.full ? 20_000 : 4_000);
       // So that some have not ended. Queues on PostgreSQL lose none, and work through them while the reads are measured.
       const bursts = trial.full ? { redis: 10, postgres: 0 }[trial.backend] : 1;
-      for (let i = bursts; i > 0; i--) await load.jobs.burst(trial.full ? 150 : 90);
+      for (let i = bursts; i > 0; i--) await load.jobs.burst(trial.full ? 150 : 50);
       const { outage, ended, killedAt, open } = await emptiedOutage(trial, lab, load);
       await pause(trial.full ? 20_000 : 4_000);
       const to = Date.now();

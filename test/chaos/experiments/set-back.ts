@@ -95,7 +95,7 @@ async function askedAgain(lab: Lab): Promise<void> {
 }
 
 async function run(trial: Trial, lab: Lab): Promise<Figures> {
-  const sizes = trial.full ? { first: 300, more: 1_000, ageMs: 60_000 } : { first: 24, more: 48, ageMs: 5_000 };
+  const sizes = trial.full ? { first: 300, more: 1_000, ageMs: 60_000 } : { first: 16, more: 24, ageMs: 3_000 };
   const { cache } = lab.app;
   const urls = (from: number, count: number) =>
     Array.from({ length: count }, (_, i) => lab.origin.imageUrl(FROM + from + i));
@@ -116,7 +116,7 @@ async function run(trial: Trial, lab: Lab): Promise<Figures> {
   await written(lab, keys, B, NEW);
   await lab.enqueue(later, { tenantId: B });
   await lab.settled();
-  const load = await underLoad(trial, lab, trial.full ? 20 : 6, { workers: 1 });
+  const load = await underLoad(trial, lab, trial.full ? 20 : 4, { workers: 1 });
   await pause(Math.max(0, copiedAt + sizes.ageMs - Date.now()));
   await inFlight(lab, load);
   const before = { keys, ofA, ofB: [...ofB, ...later] };
