@@ -181,6 +181,13 @@ export class Events {
     );
   }
 
+  journalFull(usedMemory: number, memoryLimit: number): void {
+    this.log.warn(
+      { usedMemory, memoryLimit },
+      "writes made while PostgreSQL is away are not kept any more: the queue's Redis is almost full, and jobs come first",
+    );
+  }
+
   /** A queue's Redis that evicts loses jobs without an error. */
   queueAtRisk(policy: string, limited: boolean): void {
     this.log[limited ? 'error' : 'warn'](

@@ -83,10 +83,16 @@ export class Alone {
           reject(this.#failure(fromWire(message.error), child, tell));
         }
       });
-      child.once('error', reject);
-      child.once('exit', (code, signal) => {
+      const ended = () => {
         this.#children.delete(child);
         run.signal.removeEventListener('abort', stop);
+      };
+      child.once('error', (error) => {
+        if (!child.pid) ended(); // one that was never born has no exit
+        reject(error);
+      });
+      child.once('exit', (code, signal) => {
+        ended();
         const how = signal ?? `exit code ${code}`;
         reject(ready ? new ChildDiedError(how) : notStarted(how, signal !== null));
       });

@@ -1,6 +1,6 @@
 /** The crawl job: one URL in; raw bytes, thumbnail, perceptual hash and a record out, once per tenant. */
 import { performance } from 'node:perf_hooks';
-import type { Claims } from '../src/cache/claims.js';
+import type { Claims, Take } from '../src/cache/claims.js';
 import type { CrawlRecords, NewImage, ReadContent, UrlFacts } from '../src/cache/crawl-records.js';
 import type { NearDuplicate, SearchOptions } from '../src/cache/near-duplicates.js';
 import type { Fetched, Fetcher, Validators } from '../src/crawl/fetch.js';
@@ -78,7 +78,8 @@ export async function crawl(job: CrawlPayload, run: Run, tools: CrawlTools): Pro
 async function crawlUrl(step: Step): Promise<CrawlOutcome> {
   const { outcome } = await knownUrl(step);
   if (outcome) return withoutVisit(step, outcome);
-  return claimed(step, `url:${sha256(step.job.url)}`, async () => {
+  return claiming(step, async (take) => {
+    await take(`url:${sha256(step.job.url)}`);
     const { outcome: byNow, stale } = await knownUrl(step);
     const known = byNow ?? (await fetchedBefore(step));
     if (known) return withoutVisit(step, known);
@@ -87,7 +88,7 @@ async function crawlUrl(step: Step): Promise<CrawlOutcome> {
     const contentHash = sha256(fetched.bytes);
     const validators = validatorsOf(step, fetched);
     const byContent = await knownContent(step, contentHash, validators);
-    if (!byContent) return crawlContent(step, fetched, contentHash, validators);
+    if (!byContent) return crawlContent(step, take, { fetched, contentHash, validators });
     if (step.job.force) await restoreObjects(step, fetched, contentHash);
     return byContent;
   });
@@ -100,7 +101,7 @@ async function withoutVisit(step: Step, outcome: CrawlOutcome): Promise<CrawlOut
 }
 
 async function forgetVisit(step: Step): Promise<void> {
-  const booked = trailOf(step).at(-1);
+  const booked = trailOf(step).at(-1) ?? (step.isRepeat ? step.job.url : undefined);
   if (booked) await step.politeness.forget(step.id, booked).catch(() => undefined);
 }
 
@@ -112,24 +113,29 @@ async function fetchedBefore(step: Step): Promise<CrawlOutcome | null> {
   const { contentHash, etag, lastModified } = step.remembered as Partial<Validators> & { contentHash?: unknown };
   if (typeof contentHash !== 'string') return null;
   const validators = { etag: etag ?? null, lastModified: lastModified ?? null };
-  return claimed(step, `content:${contentHash}`, () => knownContent(step, contentHash, validators));
+  const known = await claiming(step, async (take) => {
+    await take(`content:${contentHash}`);
+    return knownContent(step, contentHash, validators);
+  });
+  // The URL is asked anew, and may serve other bytes by now: these say nothing of it any more.
+  if (!known) await step.remember({ contentHash: null });
+  return known;
 }
 
-async function crawlContent(
-  step: Step,
-  fetched: Fetched,
-  contentHash: string,
-  validators: Validators,
-): Promise<CrawlOutcome> {
-  const work = async () => {
+interface NewContent {
+  readonly fetched: Fetched;
+  readonly contentHash: string;
+  readonly validators: Validators;
+}
+
+async function crawlContent(step: Step, take: Take, { fetched, contentHash, validators }: NewContent): Promise<Kept> {
+  try {
+    await take(`content:${contentHash}`);
     const knownByNow = await knownContent(step, contentHash, validators);
     if (knownByNow) return knownByNow;
     const image = await processed(step, fetched);
     const content = await storeObjects(step, fetched, contentHash, image);
-    return record(step, { contentHash, content, validators, phash: image.phash });
-  };
-  try {
-    return await claimed(step, `content:${contentHash}`, work);
+    return await record(step, { contentHash, content, validators, phash: image.phash });
   } catch (error) {
     // The origin was asked once; who waits for a twin need not ask again.
     if (error instanceof DeferredError) await step.remember({ contentHash, ...validators, trail: [] });
@@ -223,7 +229,8 @@ async function fetchImage(step: Step, stale: Stale | null): Promise<Fetched | nu
 /** Who is put off goes on where he was; who failed begins anew. */
 async function afterFetch(step: Step, trail: string[], error: unknown): Promise<unknown> {
   if (error instanceof DeferredError) {
-    await step.remember({ trail });
+    // Whoever asked nothing yet but the job's own URL goes on there anyway.
+    if (trail.length > 1 || step.remembered.trail) await step.remember({ trail });
     return error;
   }
   // Where the URL led some time ago may have been meant for a minute: its refusal says nothing of the URL, once.
@@ -309,7 +316,7 @@ async function storeObjects(
 async function record(
   step: Step,
   found: Pick<NewImage, 'contentHash' | 'content' | 'validators'> & { phash: string },
-): Promise<CrawlOutcome> {
+): Promise<Kept> {
   const { job, records, jobId } = step;
   const { contentHash, phash } = found;
   const image = { url: job.url, sourceUrl: job.sourceUrl ?? null, ...found };
@@ -339,9 +346,8 @@ async function releaseClaims({ claims, job: { tenantId }, jobId: holder }: Step)
   await claims.releaseAll({ tenantId, holder }).catch(() => undefined);
 }
 
-async function claimed<T>(step: Step, subject: string, work: () => Promise<T>): Promise<T> {
-  const claim = { tenantId: step.job.tenantId, subject, holder: step.jobId };
-  return step.claims.hold(claim, step.leaseMs, work);
+function claiming<T>({ claims, leaseMs, jobId: holder, job: { tenantId } }: Step, work: (take: Take) => Promise<T>) {
+  return claims.during({ tenantId, holder }, leaseMs, work);
 }
 
 function timed<T>(step: Step, stage: Stage, work: () => Promise<T>): Promise<T> {

@@ -4,7 +4,7 @@ import { type Answer, known } from '../src/cache/answer.js';
 import type { Claims } from '../src/cache/claims.js';
 import type { CrawlRecords } from '../src/cache/crawl-records.js';
 import type { HybridCache } from '../src/cache/hybrid.js';
-import { entry } from '../src/cache/tier.js';
+import { entry, lookup } from '../src/cache/tier.js';
 import { RejectedError, RetryableError, TierUnavailableError } from '../src/errors.js';
 import type { Events } from '../src/events.js';
 import type { FaceEngine, Pixels } from '../src/faces/engine.js';
@@ -54,34 +54,50 @@ export async function embed(job: EmbeddingPayload, run: Run, tools: EmbeddingToo
 }
 
 async function embedImage(step: Step): Promise<EmbeddingOutcome> {
-  const known = (await knownEmbeddings(step)) ?? (await knownRejection(step));
-  if (known) return known;
+  const { embeddings } = await knownFaces(step);
+  if (embeddings) return cached(step, embeddings);
   const content = await knownContent(step);
+  if ('outcome' in content) return content;
   return claimed(step, async () => {
-    const knownByNow = await knownEmbeddings(step);
-    if (knownByNow) return knownByNow;
+    const byNow = await knownFaces(step);
+    if (byNow.embeddings) return cached(step, byNow.embeddings);
     const image = await load(step, content);
-    const found = await detectFaces(step, image);
+    const found = byNow.detections ?? (await detectFaces(step, image));
     const faces = await embedFaces(step, image, found);
     await record(step, faceEmbeddings, step.engine.models.embedding, faces);
     return { outcome: 'embedded', faces: faces.length, model: step.engine.models.embedding };
   });
 }
 
-async function knownEmbeddings(step: Step): Promise<EmbeddingOutcome | null> {
-  const faces = await lookUp(step, faceEmbeddings, step.engine.models.embedding);
-  return faces && { outcome: 'cached', faces: faces.length, model: step.engine.models.embedding };
+interface KnownFaces {
+  readonly detections: FaceDetection[] | null;
+  readonly embeddings: FaceEmbedding[] | null;
+}
+
+/** Detections are facts of their own, so that a new embedder reuses them. */
+async function knownFaces(step: Step): Promise<KnownFaces> {
+  const { tenantId, contentHash } = step.job;
+  const { detection, embedding } = step.engine.models;
+  const looked = [
+    lookup(tenantId, faceDetections, { contentHash, model: detection }),
+    lookup(tenantId, faceEmbeddings, { contentHash, model: embedding }),
+  ];
+  const [ofDetector, ofEmbedder] = await timed(step, 'lookup', () => step.hybrid.readMany(looked));
+  const embeddings = known(ofEmbedder as Answer<FaceEmbedding[]>);
+  // Who has the embeddings needs no detections, not even to know whether there are any.
+  return { embeddings, detections: embeddings ? null : known(ofDetector as Answer<FaceDetection[]>) };
+}
+
+function cached({ engine }: Step, faces: readonly FaceEmbedding[]): EmbeddingOutcome {
+  return { outcome: 'cached', faces: faces.length, model: engine.models.embedding };
 }
 
 /** An image that could not be decoded before cannot be now; one that was unknown may have been crawled since. */
-async function knownRejection({ records, job }: Step): Promise<EmbeddingOutcome | null> {
-  const rejection = await records.contentRejection(job.tenantId, job.contentHash);
-  if (!rejection || rejection.reason === 'unknown-image') return null;
-  return { outcome: 'rejected', reason: rejection.reason, detail: rejection.detail };
-}
-
-async function knownContent({ records, job }: Step): Promise<CrawlContent> {
-  const content = await records.content(job.tenantId, job.contentHash);
+async function knownContent({ records, job }: Step): Promise<CrawlContent | Rejected> {
+  const { content, rejection } = await records.contentFacts(job.tenantId, job.contentHash);
+  if (rejection && rejection.reason !== 'unknown-image') {
+    return { outcome: 'rejected', reason: rejection.reason, detail: rejection.detail };
+  }
   if (!content) throw new RejectedError('unknown-image', 'the tenant has no image with this content hash');
   return content;
 }
@@ -100,13 +116,9 @@ async function load(step: Step, content: CrawlContent): Promise<Pixels> {
   });
 }
 
-/** Detections are facts of their own, so that a new embedder reuses them. */
 async function detectFaces(step: Step, image: Pixels): Promise<FaceDetection[]> {
-  const model = step.engine.models.detection;
-  const known = await lookUp(step, faceDetections, model);
-  if (known) return known;
   const found = await timed(step, 'detect', () => computed(step, step.engine.detect(image, step.signal)));
-  await record(step, faceDetections, model, found);
+  await record(step, faceDetections, step.engine.models.detection, found);
   return found;
 }
 
@@ -124,14 +136,6 @@ async function computed<T>({ signal }: Step, work: Promise<T>): Promise<T> {
   }
 }
 
-async function lookUp<Faces>(step: Step, kind: Kind<FacesKey, Faces>, model: string): Promise<Faces | null> {
-  const { tenantId, contentHash } = step.job;
-  const answer: Answer<Faces> = await timed(step, 'lookup', () =>
-    step.hybrid.read(tenantId, kind, { contentHash, model }),
-  );
-  return known(answer);
-}
-
 async function record<Faces>(step: Step, kind: Kind<FacesKey, Faces>, model: string, faces: Faces): Promise<void> {
   const { tenantId, contentHash } = step.job;
   const entries = [entry(tenantId, kind, { contentHash, model }, faces)];
@@ -142,8 +146,10 @@ async function record<Faces>(step: Step, kind: Kind<FacesKey, Faces>, model: str
 
 async function claimed(step: Step, work: () => Promise<EmbeddingOutcome>): Promise<EmbeddingOutcome> {
   const { tenantId, contentHash } = step.job;
-  const subject = `faces:${step.engine.models.embedding}:${contentHash}`;
-  return step.claims.hold({ tenantId, subject, holder: step.jobId }, step.leaseMs, work);
+  return step.claims.during({ tenantId, holder: step.jobId }, step.leaseMs, async (take) => {
+    await take(`faces:${step.engine.models.embedding}:${contentHash}`);
+    return work();
+  });
 }
 
 function timed<T>(step: Step, stage: EmbeddingStage, work: () => Promise<T>): Promise<T> {

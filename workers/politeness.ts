@@ -6,7 +6,7 @@ import { known } from '../src/cache/answer.js';
 import type { HybridCache } from '../src/cache/hybrid.js';
 import { entry } from '../src/cache/tier.js';
 import type { Fetcher, Leave } from '../src/crawl/fetch.js';
-import { allowedGap, robotsOf, unreachableRobots } from '../src/crawl/robots.js';
+import { allowedGap, crawlDelay, robotsOf, unreachableRobots } from '../src/crawl/robots.js';
 import { DeferredError, RejectedError, RetryableError, TierUnavailableError } from '../src/errors.js';
 import { sha256 } from '../src/kinds/identity.js';
 import { type Robots, robotsFiles } from '../src/kinds/robots.js';
@@ -87,20 +87,20 @@ export class Politeness {
     const trail = [`${origin}/robots.txt`];
     try {
       const found = await this.#ask(asker, { origin, crawler, trail, permit });
-      const rules = this.#rules(allowedGap(found, url, crawler));
+      const rules = this.#rules(await this.#gapAfter(found, url, crawler, permit));
       await permit.again(rules);
       return this.#leaving(permit, rules);
     } catch (error) {
       // What another host answered, where robots.txt led, says nothing of this one.
       const isOwn = new URL(trail.at(-1) as string).host === host;
-      if (!comesBack(error)) await this.#leaving(permit, this.#rules())(isOwn ? error : undefined);
+      if (!comesBack(error)) await this.#leaving(permit, this.#oneAtATime())(isOwn ? error : undefined);
       throw error;
     }
   }
 
   /** Gives back what the job has booked at the URL's host, where it has no use for it any more. */
   async forget(jobId: string, url: string): Promise<void> {
-    await this.schedule.leave(new URL(url).host, jobId, this.#rules());
+    await this.schedule.leave(new URL(url).host, jobId, this.#oneAtATime());
   }
 
   /** Has the jobs woken that nobody woke when their turn came. @throws {QueueUnavailableError} */
@@ -118,6 +118,23 @@ export class Politeness {
     } catch (error) {
       await this.forget(jobId, url).catch(() => undefined);
       if (error instanceof RetryableError) throw new DeferredError(comeBackAfter(error), error.message);
+      throw error;
+    }
+  }
+
+  /** Where the host's own delay is not known, and no gap of ours would hold back all who could go at once. */
+  #oneAtATime(): HostRules {
+    const rules = this.#rules();
+    return rules.gapMs === 0 ? { ...rules, most: 1 } : rules;
+  }
+
+  /** Where the URL is not for us, whoever comes next waits for the delay all the same. */
+  async #gapAfter(robots: Robots, url: string, crawler: string, permit: Permit): Promise<number> {
+    try {
+      return allowedGap(robots, url, crawler);
+    } catch (error) {
+      const gapMs = crawlDelay(robots, crawler);
+      if (gapMs > 0) await permit.also(this.#rules(gapMs));
       throw error;
     }
   }

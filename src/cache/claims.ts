@@ -15,6 +15,9 @@ export interface Claim {
   readonly holder: string;
 }
 
+/** Who claims. */
+export type Owner = Pick<Claim, 'tenantId' | 'holder'>;
+
 type Taken =
   /** `since` tells this taking from a later one of the same job. */
   { readonly taken: true; readonly since: string } | { readonly taken: false; readonly heldForMs: number };
@@ -37,8 +40,8 @@ const TAKE = {
 // A run that lost its job without knowing does not give back what the job's next run has taken.
 const RELEASE = {
   name: 'claim_release',
-  text: `delete from claims
-    where tenant_id = $1 and subject = $2 and holder = $3 and claimed_at = $4::timestamptz`,
+  text: `delete from claims using unnest($3::text[], $4::timestamptz[]) as taken(subject, since)
+    where tenant_id = $1 and holder = $2 and claims.subject = taken.subject and claimed_at = since`,
 };
 
 const RELEASE_ALL = {
@@ -46,23 +49,30 @@ const RELEASE_ALL = {
   text: 'delete from claims where tenant_id = $1 and holder = $2',
 };
 
+/** Claims a subject until the work is done. */
+export type Take = (subject: string) => Promise<void>;
+
 export class Claims {
   constructor(private readonly query: Query) {}
 
   /**
-   * Runs `work` while the claim is held, for at most `leaseMs`.
+   * Runs `work`, which takes claims as it goes on; each for at most `leaseMs`, and all are given back together at its end.
+   * To take one throws `DeferredError` where another holder has it: the caller should come back, and not wait in a slot.
    *
-   * @throws {DeferredError} where another holder has it: the caller should come back, and not wait in a slot
+   * @throws {DeferredError}
    * @throws {TierUnavailableError}
    */
-  async hold<T>(claim: Claim, leaseMs: number, work: () => Promise<T>): Promise<T> {
-    const answer = await this.take(claim, leaseMs);
-    if (!answer.taken) throw new DeferredError(comeBackAfter(answer.heldForMs), `${claim.subject} is claimed`);
+  async during<T>(owner: Owner, leaseMs: number, work: (take: Take) => Promise<T>): Promise<T> {
+    const taken = new Map<string, string>();
     try {
-      return await work();
+      return await work(async (subject) => {
+        const answer = await this.take({ ...owner, subject }, leaseMs);
+        if (!answer.taken) throw new DeferredError(comeBackAfter(answer.heldForMs), `${subject} is claimed`);
+        taken.set(subject, answer.since);
+      });
     } finally {
       // A claim that could not be given back holds nobody up for longer than its lease, and its own job not at all.
-      await this.release(claim, answer.since).catch(() => undefined);
+      if (taken.size > 0) await this.release(owner, taken).catch(() => undefined);
     }
   }
 
@@ -81,13 +91,17 @@ export class Claims {
     return since === null ? { taken: false, heldForMs: heldForMs ?? 0 } : { taken: true, since };
   }
 
-  /** Gives back what was taken; nothing happens where another holder, or a later run of the same, has it by now. */
-  async release({ tenantId, subject, holder }: Claim, since: string): Promise<void> {
-    await this.query({ ...RELEASE, values: [tenantId, subject, holder, since] }, 'claim');
+  /**
+   * Gives back what was taken; nothing happens where another holder, or a later run of the same, has it by now.
+   *
+   * @param taken of each subject, since when
+   */
+  async release({ tenantId, holder }: Owner, taken: ReadonlyMap<string, string>): Promise<void> {
+    await this.query({ ...RELEASE, values: [tenantId, holder, [...taken.keys()], [...taken.values()]] }, 'claim');
   }
 
   /** Gives back whatever the holder has: also what it no longer knows of. */
-  async releaseAll({ tenantId, holder }: Pick<Claim, 'tenantId' | 'holder'>): Promise<void> {
+  async releaseAll({ tenantId, holder }: Owner): Promise<void> {
     await this.query({ ...RELEASE_ALL, values: [tenantId, holder] }, 'claim');
   }
 

@@ -71,6 +71,7 @@ interface Changes {
 /** See `cache_history` in `drizzle/`. */
 interface History {
   readonly incarnation: string;
+  readonly begun_under: string | null;
   readonly started_at: string | null;
   readonly started_from: string | null;
   readonly timeline: string | null;
@@ -79,6 +80,8 @@ interface History {
 
 export class Coherence {
   readonly #generations = new Map<string, number>();
+  /** What Redis says of generations: it counts until PostgreSQL tells the next time. */
+  readonly #hearsay = new Map<string, number>();
   /** The versions below which an entry is not believed. */
   #repairs = new Map<string, number>();
   /** Overwrites of our own that Redis did not confirm, with when that was; until a query has seen them. */
@@ -90,6 +93,8 @@ export class Coherence {
   #overwhelmed = false;
   #polling: Promise<void> | undefined;
   #begun: Promise<void> | undefined;
+  #closed = false;
+  #heard: () => void = () => undefined;
   #periodic: Periodic | undefined;
   #tidied = performance.now();
 
@@ -115,7 +120,7 @@ export class Coherence {
   /** Resolves when PostgreSQL has been asked for the first time; `undefined` from then on. */
   begin(): Promise<void> | undefined {
     if (this.#periodic) return undefined;
-    this.#begun ??= this.poll().then(() => {
+    this.#begun ??= this.#firstAnswer().then(() => {
       this.#periodic ??= new Periodic(POLL_MS, () => this.poll()).start();
     });
     return this.#begun;
@@ -123,15 +128,24 @@ export class Coherence {
 
   /** The tenant's generation, 0 where nobody could tell yet. */
   generationOf(tenantId: string): number {
-    return Math.max(this.#generations.get(tenantId) ?? 0, this.#generations.get(ALL_TENANTS) ?? 0);
+    let greatest = 0;
+    for (const generations of [this.#generations, this.#hearsay]) {
+      greatest = Math.max(greatest, generations.get(tenantId) ?? 0, generations.get(ALL_TENANTS) ?? 0);
+    }
+    return greatest;
   }
 
   /** The tenant's generation, where it may be relied upon. */
   readonly known = (tenantId: string): number | null => (this.isFresh ? this.generationOf(tenantId) || null : null);
 
-  /** Generations only rise, whoever tells of them. */
+  /** PostgreSQL tells of a generation; they only rise. */
   learn(tenantId: string, generation: number): void {
-    if (generation > (this.#generations.get(tenantId) ?? 0)) this.#generations.set(tenantId, generation);
+    raise(this.#generations, tenantId, generation);
+  }
+
+  /** Redis tells of one. PostgreSQL may have been set back since, and knows better once it can be asked. */
+  hear(tenantId: string, generation: number): void {
+    raise(this.#hearsay, tenantId, generation);
   }
 
   /** The tenants whose generation Redis should be asked for together with their entries. */
@@ -184,6 +198,7 @@ export class Coherence {
   }
 
   async close(): Promise<void> {
+    this.#closed = true;
     await this.#begun;
     await this.#periodic?.stop();
     await this.#polling;
@@ -194,15 +209,24 @@ export class Coherence {
     if (!this.postgres.guard.isUp) return;
     try {
       let more = true;
-      while (more) {
+      while (more && !this.#closed) {
         await this.#forget(this.#confirmed.splice(0));
         const repairs = await this.#ask();
+        this.#heard();
         more = (await this.#repair(repairs)) && repairs.length > MOST_REPAIRS;
       }
       await this.#tidy();
     } catch {
       // Without PostgreSQL knowledge grows old, which `isFresh` tells; the guard has reported it.
     }
+  }
+
+  /** What there is to repair, which may take long, goes on behind it. */
+  #firstAnswer(): Promise<void> {
+    const heard = new Promise<void>((resolve) => {
+      this.#heard = resolve;
+    });
+    return Promise.race([heard, this.poll()]);
   }
 
   async #ask(): Promise<readonly Repair[]> {
@@ -212,8 +236,9 @@ export class Coherence {
     const { rows } = await this.postgres.query<Changes>({ ...CHANGES, values: [this.#horizon, most] });
     const [changes] = rows;
     if (!changes) return [];
-    if (isSetBack(this.#history, changes.history)) {
-      await this.#beginIncarnation(this.#history?.incarnation as string);
+    const ended = this.#history && endedBy(this.#history, changes.history);
+    if (ended !== undefined) {
+      await this.#beginAfter(ended);
       return this.#ask();
     }
     // What a standby hides is told again by the primary that it may become.
@@ -225,6 +250,7 @@ export class Coherence {
     this.#horizon = BigInt(changes.horizon) < BigInt(this.#horizon) ? '0' : changes.horizon;
     this.#overwhelmed = changes.repairs.length > MOST_REPAIRS;
     this.#replaceRepairs(changes.repairs, started);
+    this.#hearsay.clear();
     this.#asked = started;
     return changes.repairs;
   }
@@ -233,11 +259,13 @@ export class Coherence {
    * A backup was restored: what this process knew is forgotten, generations that were not given out yet among it, and what
    * Redis has from before is dead, since PostgreSQL may never have had it.
    */
-  async #beginIncarnation(known: string): Promise<void> {
-    const values = [known, Math.max(0, ...this.#generations.values())];
-    await this.postgres.query({ ...BEGIN_INCARNATION, values }, 'write');
+  async #beginAfter(ended: string): Promise<void> {
+    let greatest = 0;
+    for (const generation of this.#generations.values()) greatest = Math.max(greatest, generation);
+    await this.postgres.query({ ...BEGIN_INCARNATION, values: [ended, greatest] }, 'write');
     this.#history = undefined;
     this.#horizon = '0';
+    this.#asked = Number.NEGATIVE_INFINITY;
     this.#generations.clear();
     this.events.setBack();
   }
@@ -283,10 +311,22 @@ export class Coherence {
   }
 }
 
-/** Whether PostgreSQL tells another history than before, is not as far in it any more, or was started where it was not. */
-function isSetBack(known: History | undefined, told: History): boolean {
-  if (!known) return false;
-  if (told.incarnation !== known.incarnation) return true;
+function raise(generations: Map<string, number>, tenantId: string, generation: number): void {
+  if (generation > (generations.get(tenantId) ?? 0)) generations.set(tenantId, generation);
+}
+
+/**
+ * The incarnation that has ended by what PostgreSQL tells: the known one, where somebody has begun another since; the one
+ * that is told, where it came with a backup, since Redis may know it from long ago.
+ */
+function endedBy(known: History, told: History): string | undefined {
+  const isSame = told.incarnation === known.incarnation;
+  if (isSetBack(known, told) && (isSame || told.begun_under !== told.started_at)) return told.incarnation;
+  return isSame ? undefined : known.incarnation;
+}
+
+/** Whether it is not as far in its log any more, or was started where it was not. */
+function isSetBack(known: History, told: History): boolean {
   if (told.started_at === null || known.started_at === null) return false;
   const restarted = told.started_at !== known.started_at;
   // Who hides his log may have been started on anything.

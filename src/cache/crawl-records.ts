@@ -63,6 +63,12 @@ export type KnownImage = Omit<NewImage, 'phash'> & ReadContent;
 /** Only a URL has a name that may not resolve. */
 type ContentRejection = Rejection & { readonly reason: RejectReason };
 
+export interface ContentFacts {
+  readonly content: CrawlContent | null;
+  /** A refusal that still counts. */
+  readonly rejection: ContentRejection | null;
+}
+
 /** Of bytes that were fetched by somebody else. */
 export const UNKNOWN_VERSION = { etag: null, lastModified: null };
 
@@ -128,10 +134,17 @@ export class CrawlRecords {
     return known(await this.hybrid.read(tenantId, perceptualHashes, contentHash));
   }
 
-  /** A refusal of the content itself, remembered when its embedding failed for good. */
-  async contentRejection(tenantId: string, contentHash: string): Promise<ContentRejection | null> {
-    const rejection = known(await this.hybrid.read(tenantId, rejections, contentHash));
-    return rejection && rejection.expiresAt > Date.now() ? (rejection as ContentRejection) : null;
+  /** The record of a content, and a refusal of the content itself, remembered when its embedding failed for good. */
+  async contentFacts(tenantId: string, contentHash: string): Promise<ContentFacts> {
+    const [found, refused] = await this.hybrid.readMany([
+      lookup(tenantId, crawlContents, contentHash),
+      lookup(tenantId, rejections, contentHash),
+    ]);
+    const rejection = known(refused as Answer<ContentRejection>);
+    return {
+      content: known(found as Answer<CrawlContent>),
+      rejection: rejection && rejection.expiresAt > Date.now() ? rejection : null,
+    };
   }
 
   /**

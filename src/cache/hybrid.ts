@@ -177,7 +177,7 @@ export class HybridCache {
     const tenants = this.coherence.doubted(lookups);
     const answer = redis && (await bestEffort(redis.guard.run('read', () => redis.tier.read(lookups, tenants))));
     if (!answer) return lookups.map(() => ABSENT);
-    for (const [tenant, generation] of answer.generations) this.coherence.learn(tenant, generation);
+    for (const [tenant, generation] of answer.generations) this.coherence.hear(tenant, generation);
     return answer.found.map((found, i) => this.#believed(lookups[i] as Lookup, found));
   }
 
@@ -193,7 +193,11 @@ export class HybridCache {
 
   async #readPostgres(lookups: readonly Lookup[]): Promise<Found[]> {
     const { guard, tier } = this.tiers.postgres;
-    const found = await guard.run('read', () => tier.read(lookups, this.coherence.known));
+    const read = () => guard.run('read', () => tier.read(lookups, this.coherence.known));
+    const relied = this.coherence.isFresh;
+    let found = await read();
+    // Where the server was frozen meanwhile, what was relied upon may be over by now.
+    if (relied && !this.coherence.isFresh) found = await read();
     found.forEach((one, i) => {
       this.#report('postgres', lookups[i] as Lookup, one);
     });
@@ -232,7 +236,7 @@ export class HybridCache {
     const asked = await bestEffort(guard.run('read', asking));
     if (!asked) return false;
     const [versions, { generations }] = asked;
-    for (const [tenant, generation] of generations) this.coherence.learn(tenant, generation);
+    for (const [tenant, generation] of generations) this.coherence.hear(tenant, generation);
     const stamped = entries.map((one, i) => ({
       ...one,
       generation: this.coherence.generationOf(one.tenantId),
@@ -286,7 +290,9 @@ export class HybridCache {
   /** The answer as it is given: the tenant may have been invalidated since the tiers were asked. */
   #given({ tenantId, kind }: Lookup, answer: Answer, counted = true): Answer {
     const alive = answer.state !== 'hit' || this.coherence.reaches(tenantId, answer.generation);
-    const given = alive ? answer : MISS;
+    // What PostgreSQL has and we do not know the generation of is no miss.
+    const otherwise = answer.state === 'hit' && answer.tier === 'postgres' && !this.coherence.isFresh ? UNKNOWN : MISS;
+    const given = alive ? answer : otherwise;
     if (!counted) return given;
     const result = resultOf(given);
     this.events.lookup(kind.name, result);

@@ -26,6 +26,8 @@ const WRITTEN_POLL_MS = 10;
 const CLOSE_MS = 1_000;
 
 const MOST_REFUSED = 10_000;
+/** Of the memory of a Redis that refuses writes when it is full: the rest is the queue's, which lives there. */
+const SHARE = 0.9;
 
 type Stamped = Entry & Stamp;
 
@@ -47,6 +49,7 @@ export class Journal {
   readonly #periodic: Periodic;
   #replaying: Promise<void> | undefined;
   #warned = false;
+  #isFull = false;
   #looking: Promise<unknown> | undefined;
   #nextLook: Promise<RedisFacts> | undefined;
 
@@ -71,7 +74,7 @@ export class Journal {
     this.#periodic.start();
     // Where it is away nothing can be said yet; the first write that is not kept says it then.
     this.facts().then(
-      (facts) => this.#keeps(facts),
+      (facts) => this.#keeps(facts) && this.#hasRoom(facts),
       () => undefined,
     );
   }
@@ -80,6 +83,7 @@ export class Journal {
   async keep(entries: readonly Stamped[]): Promise<boolean> {
     const kept = this.#connection.use(async (redis, { facts }) => {
       if (!this.#keeps(facts)) return false;
+      if (this.#isFull && !this.#hasRoom(await this.#look(redis))) return false;
       const transaction = redis.multi();
       for (const one of entries) transaction.xadd(this.#key, '*', ...fieldsOf(one));
       const answers = (await transaction.exec()) ?? [];
@@ -100,6 +104,7 @@ export class Journal {
     for (const end = performance.now() + DEADLINE_MS; performance.now() < end; await pause(WRITTEN_POLL_MS)) {
       const facts = await this.#look(redis);
       if (!this.#keeps(facts)) return false;
+      this.#hasRoom(facts);
       if (facts.heldBackBytes === 0) return true;
     }
     return false;
@@ -121,6 +126,13 @@ export class Journal {
     if (!keeps && !this.#warned) this.events.notJournaled(policy, appendOnly);
     this.#warned = !keeps;
     return keeps;
+  }
+
+  #hasRoom({ usedMemory, memoryLimit }: RedisFacts): boolean {
+    const isFull = usedMemory > SHARE * memoryLimit;
+    if (isFull && !this.#isFull) this.events.journalFull(usedMemory, memoryLimit);
+    this.#isFull = isFull;
+    return !isFull;
   }
 
   /** How many writes wait for PostgreSQL. */

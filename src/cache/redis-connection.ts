@@ -103,7 +103,8 @@ export class RedisConnection {
       const facts = factsOf(await this.#redis.info());
       if (!facts.runId) throw new Error('INFO does not tell the run_id, without which a restart goes unnoticed');
       if (facts.loading) throw new Error('it is still loading its data');
-      if (this.incarnationKey) this.#incarnation ||= (await this.#redis.get(this.incarnationKey)) ?? '';
+      const copy = this.incarnationKey ? await this.#redis.get(this.incarnationKey) : null;
+      this.#incarnation ||= copy ?? '';
       this.#server = serverOf(facts, this.#incarnation);
     } catch (error) {
       this.#trouble = error as Error;

@@ -74,7 +74,16 @@ export function allowedGap(robots: Robots, url: string, crawler: string): number
   if (rule && !rule.allows) {
     throw new RejectedError('robots', `${robots.origin}/robots.txt: ${lineOf(rule)}`.slice(0, MAX_TOLD_LENGTH));
   }
-  return Math.min(Math.ceil(rules.delaySeconds * 1_000), MAX_CRAWL_DELAY_MS);
+  return delayOf(rules);
+}
+
+/** As `allowedGap`, of whatever URLs are for us; 0 where nobody can say. */
+export function crawlDelay({ rules, trouble }: Robots, crawler: string): number {
+  return trouble !== null || rules === '' ? 0 : delayOf(readRules(rules, crawler));
+}
+
+function delayOf({ delaySeconds }: RobotsRules): number {
+  return Math.min(Math.ceil(delaySeconds * 1_000), MAX_CRAWL_DELAY_MS);
 }
 
 /** Whoever could not be had for a reason of its own (`connection: …`) fails for that. */

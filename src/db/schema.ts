@@ -136,7 +136,7 @@ export const crawlCache = pgTable(
   },
   (t) => [
     primaryKey({ name: 'crawl_cache_pk', columns: [t.tenantId, t.generation, t.urlHash, t.contentHash] }),
-    index('crawl_cache_content_idx').on(t.tenantId, t.generation, t.contentHash),
+    index('crawl_cache_content_idx').on(t.tenantId, t.generation, t.contentHash, t.createdAt),
     index('crawl_cache_created_at_idx').on(t.createdAt),
   ],
 );
@@ -262,6 +262,8 @@ export const cacheGenerations = pgTable(
      * knew is not there any more, since a backup was restored.
      */
     incarnation: uuid('incarnation'),
+    /** When the server had been started, under which that incarnation began, in seconds since the epoch. */
+    begunUnder: text('begun_under'),
   },
   (t) => [
     index('cache_generations_changed_xid_idx').on(t.changedXid),

@@ -51,7 +51,7 @@ export class EndedJobWindow {
 
   /** Not to be called again before it has answered. @throws {QueueUnavailableError} within seconds */
   async read(): Promise<EndedJobs> {
-    await this.queues.counts(this.name); // says within a second that the store is away
+    await this.queues.reach(this.name); // says within a second that the store is away
     const queue = this.queues.get(this.name);
     const ids = await answered(queue.getRanges([this.ending], 0, MOST), DEADLINE_MS);
     if (performance.now() - this.#since > BELIEVED_MS[this.ending]) {

@@ -5,7 +5,7 @@ import type { App } from '../app.js';
 import { TierUnavailableError } from '../errors.js';
 import { type CrawlPayload, crawlPayload, crawlQueue } from '../queues/crawl.js';
 import { embeddingQueue } from '../queues/embedding.js';
-import { type Queues, QueueUnavailableError } from '../queues/index.js';
+import { QueueUnavailableError } from '../queues/index.js';
 import { check } from '../schema-check.js';
 import type { AccessRules } from './access.js';
 import { operations, serve } from './api.js';
@@ -33,8 +33,8 @@ export function jobRoutes(server: FastifyInstance, app: App, access: AccessRules
     const body = parsed(crawlJobsBody, request.body);
     access.tenant(request, body.tenantId);
     const isMany = body.images.length > 1;
-    // To check and enqueue many may take longer than a second: that the store is away is found out beside the checks.
-    const [{ payloads, urls, rejected }] = await Promise.all([sorted(body), isMany ? reach(app.queues) : null]);
+    // Beside the checks, and before the quota: nobody pays for what a store that is away could not take.
+    const [{ payloads, urls, rejected }] = await Promise.all([sorted(body), app.queues.reach(crawlQueue.name)]);
     const deadline = new Deadline();
     await quota.take(request, payloads.length);
     const enqueued = payloads.length > 0 ? app.queues.enqueue(crawlQueue, payloads) : Promise.resolve([]);
@@ -66,11 +66,6 @@ export function jobRoutes(server: FastifyInstance, app: App, access: AccessRules
     // Its outcome is what a worker left: of ours, one of the union.
     return view as z.input<typeof job>;
   });
-}
-
-/** @throws {QueueUnavailableError} within a second */
-async function reach(queues: Queues): Promise<void> {
-  if (!(await queues.isUp())) throw new QueueUnavailableError();
 }
 
 async function sorted({ tenantId, images, force }: z.infer<typeof crawlJobsBody>) {

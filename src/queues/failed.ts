@@ -122,8 +122,8 @@ async function retryOne(queue: Queue, job: Job, identities: Set<string>): Promis
     if (await hasLiveTwin(queue, job)) return 'twins';
   }
   try {
-    const remembered = job.progress instanceof Object ? job.progress : {};
-    await job.updateProgress({ ...remembered, retriedAt: Date.now() }); // since when it waits
+    // Since when it waits. What it remembered of its earlier runs is as old as its failure.
+    await job.updateProgress({ retriedAt: Date.now() });
     await job.retry('failed', { resetAttemptsMade: true });
     return 'retried';
   } catch (error) {
@@ -158,7 +158,7 @@ interface Batch {
 async function* matching(queues: Queues, filter: FailedFilter, watch?: Watch): AsyncGenerator<Batch> {
   for (const name of QUEUE_NAMES) {
     if (filter.queue && filter.queue !== name) continue;
-    await queues.counts(name); // says within a second that the store is away
+    await queues.reach(name); // says within a second that the store is away
     const queue = queues.get(name);
     const ids = await queue.getRanges(['failed'], 0, -1);
     for (let from = 0; from < ids.length; from += BATCH) {

@@ -86,7 +86,8 @@ export class Queues {
   ): Promise<Enqueued[]> {
     const end = performance.now() + DEADLINE_MS;
     const remainingMs = () => (payloads.length > 1 ? BATCH_DEADLINE_MS : Math.max(0, end - performance.now()));
-    if (payloads.length > 1) await reachable(this.get(contract.name));
+    // A store that does not answer at all is found out before a batch of work is sent.
+    if (payloads.length > 1) await this.reach(contract.name);
     const enqueued: Enqueued[] = [];
     for (let from = 0; from < payloads.length; from += BATCH) {
       if (from > 0) await othersTurn();
@@ -156,11 +157,14 @@ export class Queues {
     return Math.max(0, ...ages) / 1000;
   }
 
+  /** One cheap question: to count jobs would take PostgreSQL the longer the more there are. @throws {QueueUnavailableError} */
+  async reach(name: QueueName): Promise<void> {
+    await answered(this.get(name).isPaused(), DEADLINE_MS);
+  }
+
   /** Whether the store answers within a second. */
   async isUp(): Promise<boolean> {
-    const [queue] = this.all;
-    if (!queue) return false;
-    return answered(queue.count(), DEADLINE_MS).then(
+    return this.reach('crawl').then(
       () => true,
       () => false,
     );
@@ -186,11 +190,6 @@ async function closed(queue: Queue): Promise<void> {
   );
   if ((await within(DEADLINE_MS, ending, undefined)) === CLOSED) return;
   await within(DEADLINE_MS, queue.disconnect(), undefined).catch(() => undefined);
-}
-
-/** A store that does not answer at all is found out with one cheap question, before a batch of work is sent. */
-async function reachable(queue: Queue): Promise<void> {
-  await answered(queue.count(), DEADLINE_MS);
 }
 
 const LATE = Symbol('late');

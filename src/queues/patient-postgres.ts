@@ -1,6 +1,6 @@
 /**
- * BullMQ's PostgreSQL backend, with what it lacks: it forgets that PostgreSQL was away, hears its connections end, and goes
- * by the server's clock.
+ * BullMQ's PostgreSQL backend, with what it lacks: it forgets that PostgreSQL was away, hears its connections end, goes by
+ * the server's clock, and does not read all completed jobs whenever one completes.
  */
 import { setTimeout as pause } from 'node:timers/promises';
 import { createPostgresBackend } from 'bullmq';
@@ -50,6 +50,7 @@ const NOT_READY_PAUSE_MS = 100;
 interface Commands {
   /** Runs one of BullMQ's SQL commands. */
   run(command: string, params: unknown[]): Promise<QueryResult<Record<string, unknown>>>;
+  query(text: string, params: unknown[]): Promise<QueryResult>;
 }
 
 /** Which parameters of BullMQ's commands are times, in milliseconds since the epoch. */
@@ -74,6 +75,7 @@ export const createPatientBackend: typeof createPostgresBackend = (...args) => {
   if (connection.pgModule) connection.pgModule = { Client: HeardClient };
   for (const part of [connection, backend as unknown as Readiness]) forgetUnready(part);
   goByServerClock(backend as unknown as Commands, connection);
+  trimSeldom(backend as unknown as Commands);
   return backend;
 };
 
@@ -97,7 +99,7 @@ function forgetUnready(part: Readiness): void {
 /**
  * BullMQ 6.7 tells PostgreSQL the time by its own clock: a worker that is minutes fast took the jobs of living ones for
  * stalled, and the locks of one that is slow had ended when they began. So whatever it says of times is put right on its
- * way, and what it is told about the next delayed job on its way back.
+ * way, and on its way back what it is told about the next delayed job, and when a job began: it renews locks by that.
  */
 function goByServerClock(backend: Commands, connection: Connection): void {
   const clock = new ServerClock(async () => {
@@ -118,8 +120,39 @@ function goByServerClock(backend: Commands, connection: Connection): void {
     const told = params.map((value, i) => (times.includes(i) ? Number(value) + aheadMs : value));
     const result = await run(command, told);
     for (const row of result.rows) {
-      if (typeof row.next_delay === 'string') row.next_delay = String(Number(row.next_delay) - aheadMs);
+      for (const time of ['next_delay', 'processed_at_ms']) {
+        if (typeof row[time] === 'string') row[time] = String(Number(row[time]) - aheadMs);
+      }
     }
+    return result;
+  };
+}
+
+/** Of BullMQ's commands: which parameter says how many jobs are to be kept. */
+const KEPT: Readonly<Record<string, number>> = { move_to_completed: 7, move_to_completed_fetch: 7 };
+/** So many are counted now and then alone. */
+const MANY = 1_000;
+const TRIM_AFTER = 1_000;
+const TRIM = `delete from job where queue = $1 and state = 'completed' and finished_at_ms <= (
+  select finished_at_ms from job where queue = $1 and state = 'completed' order by finished_at_ms desc offset $2 limit 1)`;
+
+/**
+ * To keep no more than 100,000 completed jobs, BullMQ 6.7 reads all of them whenever one completes, in its transaction.
+ * Here they are counted after every thousandth that this process completes, by an index.
+ */
+function trimSeldom(backend: Commands): void {
+  let completed = 0;
+  const run = backend.run.bind(backend);
+  backend.run = async (command, params) => {
+    const kept = params[KEPT[command] ?? params.length];
+    if (typeof kept !== 'number' || kept < MANY) return run(command, params);
+    const result = await run(
+      command,
+      params.map((value, i) => (i === KEPT[command] ? null : value)),
+    );
+    completed += 1;
+    // Where that fails, the next thousandth does it.
+    if (completed % TRIM_AFTER === 0) backend.query(TRIM, [params[0], kept]).catch(ignore);
     return result;
   };
 }

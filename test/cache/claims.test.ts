@@ -91,27 +91,44 @@ test('a claim whose lease has ended is taken over, by one of many', async () => 
 test('only its holder releases a claim, and of its runs the one that took it last', async () => {
   const tenantId = freshTenant();
   const claim = claimOf('holder', { tenantId });
-  const lost = await sinceOf(claim);
-  const since = await sinceOf(claim);
-  await claims.release(claimOf('somebody', { tenantId }), since);
+  const lost = await taking(claim);
+  const taken = await taking(claim);
+  await claims.release(claimOf('somebody', { tenantId }), taken);
   await claims.release(claim, lost);
   expect(await holderOf(claim)).toBe('holder');
-  await claims.release(claim, since);
+  await claims.release(claim, taken);
   expect(await holderOf(claim)).toBeUndefined();
-  await claims.release(claim, since);
+  await claims.release(claim, taken);
 });
 
-async function sinceOf(claim: Claim): Promise<string> {
+async function taking(claim: Claim): Promise<Map<string, string>> {
   const answer = await claims.take(claim, LONG);
   if (!answer.taken) throw new Error('it is claimed');
-  return answer.since;
+  return new Map([[claim.subject, answer.since]]);
 }
+
+test('of several claims those are given back that the run took last', async () => {
+  const tenantId = freshTenant();
+  const [lost, kept] = ['url:1', 'content:1'].map((subject) => claimOf('job', { tenantId, subject })) as [Claim, Claim];
+  const taken = new Map([...(await taking(lost)), ...(await taking(kept))]);
+  await taking(lost);
+  await claims.release(lost, taken);
+  expect(await Promise.all([lost, kept].map(holderOf))).toEqual(['job', undefined]);
+});
 
 test('a run that has lost its job gives back nothing that the next run has taken', async () => {
   const claim = claimOf('job', { tenantId: freshTenant() });
-  await claims.hold(claim, LONG, () => claims.take(claim, LONG));
+  await holding(claim, LONG, () => claims.take(claim, LONG));
   expect(await holderOf(claim)).toBe('job');
 });
+
+/** Does something under one claim. */
+function holding<T>(claim: Claim, leaseMs: number, work: () => Promise<T>): Promise<T> {
+  return claims.during(claim, leaseMs, async (take) => {
+    await take(claim.subject);
+    return work();
+  });
+}
 
 test('other tenants and other subjects are free', async () => {
   const tenantId = freshTenant();
@@ -122,7 +139,7 @@ test('other tenants and other subjects are free', async () => {
 
 test('the claim is held while the work runs, and free when it is done', async () => {
   const claim = claimOf('worker', { tenantId: freshTenant() });
-  const result = await claims.hold(claim, LONG, async () => {
+  const result = await holding(claim, LONG, async () => {
     expect(await holderOf(claim)).toBe('worker');
     expect(await claims.take({ ...claim, holder: 'other' }, LONG)).toMatchObject({ taken: false });
     return 42;
@@ -134,7 +151,7 @@ test('the claim is held while the work runs, and free when it is done', async ()
 test('the claim is free after work that failed, and the failure is what the caller sees', async () => {
   const claim = claimOf('worker', { tenantId: freshTenant() });
   const failure = new Error('the work failed');
-  await expect(claims.hold(claim, LONG, () => Promise.reject(failure))).rejects.toBe(failure);
+  await expect(holding(claim, LONG, () => Promise.reject(failure))).rejects.toBe(failure);
   expect(await holderOf(claim)).toBeUndefined();
 });
 
@@ -142,11 +159,9 @@ test('work under a claim that somebody else has is put off and not begun', async
   const claim = claimOf('worker', { tenantId: freshTenant() });
   await claims.take({ ...claim, holder: 'other' }, LONG);
   let began = false;
-  const refusal = await claims
-    .hold(claim, LONG, async () => {
-      began = true;
-    })
-    .catch((error: unknown) => error);
+  const refusal = await holding(claim, LONG, async () => {
+    began = true;
+  }).catch((error: unknown) => error);
   expect(refusal).toBeInstanceOf(DeferredError);
   expect((refusal as DeferredError).delayMs).toBeGreaterThan(0);
   expect((refusal as DeferredError).delayMs).toBeLessThan(10_000);
@@ -154,10 +169,23 @@ test('work under a claim that somebody else has is put off and not begun', async
   expect(await holderOf(claim)).toBe('other');
 });
 
+test('what the work claimed until another claim was refused is free again', async () => {
+  const tenantId = freshTenant();
+  const [first, second] = [claimOf('job', { tenantId }), claimOf('other', { tenantId, subject: 'content:1' })];
+  await claims.take(second, LONG);
+  const work = claims.during(first, LONG, async (take) => {
+    await take(first.subject);
+    expect(await holderOf(first)).toBe('job');
+    await take(second.subject);
+  });
+  await expect(work).rejects.toBeInstanceOf(DeferredError);
+  expect(await Promise.all([first, second].map(holderOf))).toEqual([undefined, 'other']);
+});
+
 test('work that outlived its lease does not release its heir', async () => {
   const claim = claimOf('slow', { tenantId: freshTenant() });
   const heir = { ...claim, holder: 'heir' };
-  await claims.hold(claim, 5, () => until('the heir', async () => (await claims.take(heir, LONG)).taken));
+  await holding(claim, 5, () => until('the heir', async () => (await claims.take(heir, LONG)).taken));
   expect(await holderOf(claim)).toBe('heir');
 });
 

@@ -4,6 +4,7 @@ import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from 'vitest
 import { entry } from '../../src/cache/tier.js';
 import { sha256 } from '../../src/kinds/identity.js';
 import { perceptualHashes } from '../../src/kinds/perceptual-hash.js';
+import { factsOf } from '../../src/redis-info.js';
 import { FACE, ODD_FACE } from '../kinds/examples.js';
 import { until } from '../support/until.js';
 import { noticed, recovered, Servers } from './chaos-support.js';
@@ -307,6 +308,21 @@ test('the Redis of the queue is told to evict: from then on nothing is called du
     expect(await write(a, 'may go')).toBe(false);
   } finally {
     await servers.redis((redis) => redis.config('SET', 'maxmemory-policy', 'noeviction'));
+  }
+});
+
+test('the Redis of the queue is almost full: nothing is called durable until it has room again', async () => {
+  await postgresDies(a);
+  const used = await servers.redis(async (redis) => factsOf(await redis.info()).usedMemory);
+  const limited = (bytes: number) => servers.redis((redis) => redis.config('SET', 'maxmemory', String(bytes)));
+  await limited(Math.round(used * 1.05));
+  try {
+    await write(a, 'the last that is taken'); // and by which it is seen
+    expect(await write(a, 'jobs come first')).toBe(false);
+    await limited(0);
+    expect(await write(a, 'there is room')).toBe(true);
+  } finally {
+    await limited(0);
   }
 });
 

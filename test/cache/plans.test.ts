@@ -107,7 +107,7 @@ test('claims [M45]', async () => {
   const claim = { tenantId: tenant, subject: 's', holder: 'h' };
   const taken = await claims.take(claim, 1_000);
   if (!taken.taken) throw new Error('nobody else was to have the claim');
-  await claims.release(claim, taken.since);
+  await claims.release(claim, new Map([[claim.subject, taken.since]]));
   await claims.releaseAll(claim);
   await claims.forgetExpired();
   expect(plans.size).toBe(4);

@@ -49,6 +49,59 @@ test('what its copy does not have is not served, even where it has written more 
   await until('the older value to be served', async () => (await get()) === 'kept', 1_000);
 });
 
+test('what an earlier restore had left behind is not served after the next one brings its incarnation back', async () => {
+  const tenant = freshTenant();
+  const cache = servers.open();
+  const get = () => cache.service.getCachedPerceptualHash(HASH, tenant);
+  await cache.service.cachePerceptualHash(HASH, tenant, 'kept');
+  const restore = await servers.copyPostgres();
+  await recovered(cache);
+  await cache.service.cachePerceptualHash(HASH, tenant, 'lost');
+  const unasked = sha256('of the first time');
+  await cache.service.cachePerceptualHash(unasked, tenant, 'lost');
+  await polled();
+  const setBack = async () => {
+    await servers.kill('postgres');
+    await noticed('postgres', cache);
+    await restore();
+    await servers.restart('postgres');
+    await recovered(cache);
+    await polled();
+    expect(await get()).toBe('kept');
+  };
+  await setBack();
+  await cache.service.cachePerceptualHash(HASH, tenant, 'of the second time');
+  await polled();
+  await setBack();
+  expect(await cache.service.getCachedPerceptualHash(unasked, tenant)).toBeNull();
+  const late = servers.openWithoutRedis();
+  expect(await late.service.getCachedPerceptualHash(unasked, tenant)).toBeNull();
+});
+
+test('what was written without PostgreSQL, in a generation that a backup does not know, is kept', async () => {
+  const tenant = freshTenant();
+  const cache = servers.open();
+  const get = () => cache.service.getCachedPerceptualHash(HASH, tenant);
+  await cache.service.cachePerceptualHash(HASH, tenant, 'old');
+  const restore = await servers.copyPostgres();
+  await recovered(cache);
+  await cache.service.invalidateTenantCache(tenant);
+  await polled();
+  await servers.kill('postgres');
+  await noticed('postgres', cache);
+  expect(await cache.service.cachePerceptualHash(HASH, tenant, 'away')).toBe(true);
+  // It knows the tenant's generation from Redis alone, and PostgreSQL does not know it any more.
+  const late = servers.open();
+  expect(await late.service.getCachedPerceptualHash(HASH, tenant)).toBe('away');
+  await restore();
+  await servers.restart('postgres');
+  await recovered(cache, late);
+  await polled();
+  expect([await get(), await late.service.getCachedPerceptualHash(HASH, tenant)]).toEqual(['away', 'away']);
+  expect(await late.service.cachePerceptualHash(HASH, tenant, 'after')).toBe(true);
+  expect([await get(), await late.service.getCachedPerceptualHash(HASH, tenant)]).toEqual(['after', 'after']);
+});
+
 test('a server that was killed, or shut down, and started again on what it had is the same: Redis is believed', async () => {
   const tenant = freshTenant();
   const cache = servers.open();

@@ -112,7 +112,12 @@ function dyingAt(step: Step, app: App): Partial<App> {
   const { redis } = app.connection.tiers;
   switch (step) {
     case 'claimed':
-      return { claims: instead(app.claims, { hold: (hold) => (claim, ms) => hold(claim, ms, die) }) };
+      return {
+        claims: instead(app.claims, {
+          during: (during) => (owner, ms, work) =>
+            during(owner, ms, (take) => work((subject) => take(subject).then(die))),
+        }),
+      };
     case 'fetched':
       return { events: instead(app.events, { fetched: () => () => void die() }) };
     case 'committed':

@@ -27,7 +27,7 @@ test.each([
   ['fast', TEN_MINUTES_MS],
   ['slow', -TEN_MINUTES_MS],
 ])(
-  'a worker whose clock is ten minutes %s locks its job for as long as others, and holds up nobody who looks for the dead',
+  'a worker whose clock is ten minutes %s locks its job for as long as others, and again, and holds up nobody who looks for the dead',
   async (_, shiftMs) => {
     await using world = await createWorld();
     const app = world.app({ REDIS_URL: 'none' });
@@ -36,11 +36,17 @@ test.each([
     const { pool } = app.connection;
     const now = 'extract(epoch from clock_timestamp()) * 1000';
     const lock = await until('the lock', async () => {
-      const text = `select (locked_until_ms - ${now})::float8 as ms from bullmq.job where state = 'active'`;
-      return (await pool.query<{ ms: number }>(text)).rows[0];
+      const text = `select locked_until_ms::float8 as until, (locked_until_ms - ${now})::float8 as ms
+        from bullmq.job where state = 'active'`;
+      return (await pool.query<{ until: number; ms: number }>(text)).rows[0];
     });
     expect(lock.ms).toBeGreaterThan(0);
     expect(lock.ms).toBeLessThan(60_000);
+    await until('the lock to be renewed', async () => {
+      const text = "select attempts_started as starts from bullmq.job where state = 'active' and locked_until_ms > $1";
+      const { rows } = await pool.query<{ starts: number }>(text, [lock.until]);
+      return rows.length === 1 && rows[0]?.starts === 1;
+    });
     const looked = await until('somebody to look for jobs of the dead', async () => {
       const text = `select (${now} - value::bigint)::float8 as ms from bullmq.meta where field = 'stalled-check'`;
       return (await pool.query<{ ms: number }>(text)).rows[0];

@@ -175,7 +175,7 @@ describe.each(['redis', 'postgres'] as const)('a job under which two workers die
     workers = startWorkers(app, ['crawl']);
     await until('it to be put off', async () => (await counted('jobAttempts', { result: 'deferred' })) > 0, CHILD_MS);
     expect(site.countOf('/claimed.png')).toBe(0);
-    await app.claims.release(other, taken.since);
+    await app.claims.release(other, new Map([[other.subject, taken.since]]));
     expect(await ended(app, 'crawl', id, CHILD_MS)).toMatchObject({ state: 'completed', attempts: 1 });
   });
 

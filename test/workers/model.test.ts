@@ -335,7 +335,13 @@ function mortal(app: App, dieAt: Step | null, die: () => Promise<never>): App {
   if (dieAt === 'committed') hybrid.toRedis = die;
   if (dieAt === 'in Redis') hybrid.toRedis = (standing) => toRedis(standing).then(die);
   const { claims, records, objects, queues } = app;
-  if (dieAt === 'claimed') claims.hold = async (claim, ms) => ((await claims.take(claim, ms)).taken ? die() : putOff());
+  const take = claims.take.bind(claims);
+  if (dieAt === 'claimed') {
+    claims.take = async (claim, ms) => {
+      const answer = await take(claim, ms);
+      return answer.taken ? die() : answer;
+    };
+  }
   const held: App['objects'] = {
     get: (key) => objects.get(key),
     tidy: (olderThanMs) => objects.tidy(olderThanMs),
@@ -351,11 +357,6 @@ function mortal(app: App, dieAt: Step | null, die: () => Promise<never>): App {
     queues.enqueue = (contract, payloads) => enqueue(contract, payloads).then(die);
   }
   return { ...app, objects: held };
-}
-
-/** As `Claims.hold` where somebody else has it. */
-function putOff(): Promise<never> {
-  return Promise.reject(new DeferredError(1, 'claimed'));
 }
 
 /** Fetched bytes are reported, and looked up next. */

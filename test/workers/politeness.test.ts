@@ -220,6 +220,23 @@ describe.each([
       }
     });
 
+    test('Crawl-delay is kept where URLs are refused, and give up their place in the line', async () => {
+      app = start();
+      site.put('/robots.txt', {
+        body: `User-agent: *\nCrawl-delay: ${CRAWL_DELAY_S}\nDisallow: /private`,
+        type: 'text/plain',
+      });
+      const secret = (n: number) => site.put(`/private/${n}.png`, { body: PICTURE, type: 'image/png' });
+      // The first asks for the rules, and is refused by them.
+      const ids = await enqueue([secret(1), picture(1), secret(2), picture(2), secret(3), picture(3), picture(4)]);
+      for (const job of await allEnded(ids)) expect(job).toMatchObject({ state: 'completed', attempts: 1 });
+      const times = site.requests.map(({ at }) => at);
+      expect(times).toHaveLength(5);
+      for (let i = 1; i < times.length; i++) {
+        expect((times[i] as number) - (times[i - 1] as number)).toBeGreaterThan(CRAWL_DELAY_S * 500);
+      }
+    });
+
     test('`ignore` asks for no rules', async () => {
       app = start({ FETCH_ROBOTS: 'ignore' });
       site.robots('disallow');
