@@ -79,7 +79,7 @@ function queueGauges({ metrics, queues }: App): void {
       Object.entries(counts).map(([state, value]) => ({ labels: { queue, state }, value })),
     );
   });
-  const waited = 'How long the longest waiting job has waited.';
+  const waited = 'How long the longest waiting job has waited since it came, times in which it was put off among them.';
   labelledGauge(metrics, 'queue_oldest_waiting_seconds', waited, ['queue'], async () => {
     const found = await ofEach(QUEUE_NAMES, (queue) => queues.oldestWaitingSeconds(queue));
     return found.map(([queue, value]) => ({ labels: { queue }, value }));
