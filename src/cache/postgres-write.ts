@@ -109,7 +109,6 @@ export function restoration(group: Group<Entry & Stamp>): Statement {
     'bigint',
     column(items, (item) => item.version),
   );
-  // Only after PostgreSQL was set back is it told of generations that it has not reached.
   const since = `(select max(extract(epoch from changed_at) * 1000000)::bigint from cache_generations where tenant_id in (a.tenant_id, '*'))`;
   const current = `select a.*, ${CURRENT('a.tenant_id')} as generation, ${since} as since from ${asked.from('a')}`;
   const columns = columnsOf(kind);
@@ -118,6 +117,7 @@ export function restoration(group: Group<Entry & Stamp>): Statement {
     name,
     () =>
       `with c0 as materialized (${current}), ` +
+      // Only after PostgreSQL was set back is it told of generations that it has not reached.
       `a0 as materialized (select * from c0 where written_in >= generation or (written_in = 0 and written_at > since)), ` +
       `w0 as (insert into ${kind.table.name} as t (tenant_id, generation, ${columns.join(', ')}, version) ` +
       `select tenant_id, generation, ${columns.join(', ')}, written_at from a0 order by slot ` +

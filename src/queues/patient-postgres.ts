@@ -144,12 +144,10 @@ function trimSeldom(backend: Commands): void {
   let completed = 0;
   const run = backend.run.bind(backend);
   backend.run = async (command, params) => {
-    const kept = params[KEPT[command] ?? params.length];
-    if (typeof kept !== 'number' || kept < MANY) return run(command, params);
-    const result = await run(
-      command,
-      params.map((value, i) => (i === KEPT[command] ? null : value)),
-    );
+    const at = KEPT[command] ?? -1;
+    const kept = params.at(at);
+    if (at < 0 || typeof kept !== 'number' || kept < MANY) return run(command, params);
+    const result = await run(command, params.with(at, null));
     completed += 1;
     // Where that fails, the next thousandth does it.
     if (completed % TRIM_AFTER === 0) backend.query(TRIM, [params[0], kept]).catch(ignore);

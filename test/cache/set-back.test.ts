@@ -122,8 +122,9 @@ test('a server that hides its log is another one whenever it was started', async
   const tenant = freshTenant();
   await servers.sql('alter function cache_history rename to told_history');
   await servers.sql(`create function cache_history(
-      out incarnation text, out started_at text, out started_from text, out timeline text, out log_position text)
-    language sql stable as 'select incarnation, started_at, null, null, null from told_history()'`);
+      out incarnation text, out begun_under text, out started_at text, out started_from text, out timeline text,
+      out log_position text)
+    language sql stable as 'select incarnation, begun_under, started_at, null, null, null from told_history()'`);
   const cache = servers.open();
   const get = () => cache.service.getCachedPerceptualHash(HASH, tenant);
   await cache.service.cachePerceptualHash(HASH, tenant, 'before');
