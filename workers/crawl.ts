@@ -113,10 +113,13 @@ async function fetchedBefore(step: Step): Promise<CrawlOutcome | null> {
   const { contentHash, etag, lastModified } = step.remembered as Partial<Validators> & { contentHash?: unknown };
   if (typeof contentHash !== 'string') return null;
   const validators = { etag: etag ?? null, lastModified: lastModified ?? null };
-  const known = await claiming(step, async (take) => {
-    await take(`content:${contentHash}`);
-    return knownContent(step, contentHash, validators);
-  });
+  // Looked up before it is claimed: all who waited come at once, and none of them needs the others to have gone.
+  const known =
+    (await knownContent(step, contentHash, validators)) ??
+    (await claiming(step, async (take) => {
+      await take(`content:${contentHash}`);
+      return knownContent(step, contentHash, validators);
+    }));
   // The URL is asked anew, and may serve other bytes by now: these say nothing of it any more.
   if (!known) await step.remember({ contentHash: null });
   return known;

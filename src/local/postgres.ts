@@ -104,7 +104,6 @@ function serverCommand(plan: PostgresPlan, data: string, port: number): ChildCom
     listen_addresses: '127.0.0.1',
     port: String(port),
     unix_socket_directories: '',
-    max_connections: '100',
     shared_buffers: '128MB',
     timezone: 'UTC',
     log_timezone: 'UTC',

@@ -29,6 +29,8 @@ export interface LabOptions extends OriginOptions {
   readonly seed: number;
   /** For the workers and the producer alike. */
   readonly env?: Env;
+  /** Of PostgreSQL, where more processes have their queue there than its default has room for. */
+  readonly maxConnections?: number;
 }
 
 /**
@@ -87,7 +89,9 @@ export class Lab extends Producer implements AsyncDisposable {
   static async start(options: LabOptions): Promise<Lab> {
     const closer = new Closer();
     try {
-      const servers = closer.add('servers', await Servers.start(), (one) => one[Symbol.asyncDispose]());
+      const servers = closer.add('servers', await Servers.start(options.maxConnections), (one) =>
+        one[Symbol.asyncDispose](),
+      );
       const origin = closer.add('origin', await Origin.start(options), (one) => one[Symbol.asyncDispose]());
       const folder = closer.add('objects', await mkdtemp(join(tmpdir(), 'hc-chaos-objects-')), (path) =>
         rm(path, { recursive: true, force: true }),

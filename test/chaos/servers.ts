@@ -7,8 +7,19 @@ import { until } from '../support/until.js';
 export type { ServerName } from '../support/own-servers.js';
 
 export class Servers extends OwnServers {
-  static async start(): Promise<Servers> {
-    return new Servers(await startServers('chaos', true));
+  /** @param maxConnections of PostgreSQL; by default its own */
+  static async start(maxConnections?: number): Promise<Servers> {
+    const servers = new Servers(await startServers('chaos', true));
+    if (maxConnections === undefined) return servers;
+    try {
+      await servers.sql(`alter system set max_connections = ${maxConnections}`);
+      await servers.kill('postgres', 'SIGQUIT');
+      await servers.restart('postgres');
+      return servers;
+    } catch (error) {
+      await servers[Symbol.asyncDispose]();
+      throw error;
+    }
   }
 
   /** Of a dead Redis: it comes back without anything. */

@@ -10,6 +10,7 @@ import { Closer } from '../../src/lifecycle.js';
 import { thumbnailKey as thumbnailKeyOf } from '../../src/storage/object-store.js';
 import type { CrawlOutcome } from '../../workers/crawl.js';
 import { workOf } from '../../workers/jobs.js';
+import type { Run } from '../../workers/run.js';
 import { startWorkers, type Workers } from '../../workers/start.js';
 import { enqueueMissing } from '../../workers/sweep.js';
 import { crawled, crawlJob, embedded, ended, idle } from '../support/crawl-run.js';
@@ -72,6 +73,23 @@ describe.each([
     expect(await crawled(app, 'acme', twin)).toEqual({ outcome: 'skipped', reason: 'content', ...known });
     expect(await crawled(app, 'acme', twin)).toEqual({ outcome: 'skipped', reason: 'url', ...known });
     expect(site.countOf('/two-again.jpg')).toBe(1);
+  });
+
+  test('who waited for the same bytes under another URL needs no claim of them once they are known', async () => {
+    const body = await flatImage(41, 30, '#123456');
+    const first = (await crawled(app, 'acme', site.put('/waited-for.png', { body, type: 'image/png' }))) as Stored;
+    const { contentHash } = first;
+    const url = site.put('/waiting.png', { body, type: 'image/png' });
+    await app.claims.take(
+      { tenantId: 'acme', subject: `content:${contentHash}`, holder: 'another waiting job' },
+      60_000,
+    );
+    await using closer = new Closer();
+    const { perform } = workOf('crawl', app, { events: app.events, engine, closer });
+    const run = laterRun({ id: 'waiting', jobId: 'waiting@1', remembered: { contentHash } });
+    const outcome = await perform({ v: 1, tenantId: 'acme', url }, run);
+    expect(outcome).toEqual({ outcome: 'skipped', reason: 'content', contentHash, rawKey: first.rawKey });
+    expect(site.countOf('/waiting.png')).toBe(0);
   });
 
   test('works for each tenant by itself', async () => {
@@ -276,11 +294,24 @@ describe.each([
     await using closer = new Closer();
     const { perform } = workOf('crawl', app, { events: app.events, engine, closer });
     const identity = { id: job.id, jobId: `${job.id}@${(await app.queues.get('crawl').getJob(job.id))?.timestamp}` };
-    const again = { deaths: 1, isRepeat: true, isLast: false, remembered: {}, remember: async () => undefined };
-    const run = { ...identity, ...again, signal: new AbortController().signal };
+    const run = laterRun({ ...identity, deaths: 1 });
     expect(await perform({ v: 1, tenantId: 'acme', url }, run)).toEqual(job.outcome);
   });
 });
+
+/** Of a job that began before. */
+function laterRun(known: Pick<Run, 'id' | 'jobId'> & Partial<Run>): Run {
+  const remember = async () => undefined;
+  return {
+    deaths: 0,
+    isRepeat: true,
+    isLast: false,
+    remembered: {},
+    remember,
+    signal: new AbortController().signal,
+    ...known,
+  };
+}
 
 /** Behind the product's back, in both tiers. */
 async function forgetEmbedding(world: World, app: App, tenantId: string, contentHash: string): Promise<void> {
