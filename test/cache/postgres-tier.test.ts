@@ -216,7 +216,7 @@ test('statements are prepared once a connection, connections are bounded, and on
 test('an error tells a tier that is away from one that is unable, and from a wrong statement', () => {
   const sql = (code: string) => tier.judge(Object.assign(new Error('refused'), { code }));
   for (const code of ['08006', '53300', '57P01', '57P03', '28P01', '3D000']) expect(sql(code), code).toBe('away');
-  for (const code of ['25006', '42P01', '42883', '53100', '55P03', '57014', '40P01', '40001']) {
+  for (const code of ['25006', '42P01', '42703', '42883', '53100', '55P03', '57014', '40P01', '40001']) {
     expect(sql(code), code).toBe('unserved');
   }
   for (const code of ['22021', '23505', '42601', '22P02']) expect(sql(code), code).toBe('wrong');
