@@ -130,6 +130,21 @@ describe.each(['redis', 'postgres'] as const)('a job under which two workers die
     expect(await ended(app, 'crawl', second, CHILD_MS)).toMatchObject({ state: 'completed', attempts: 1 });
   });
 
+  test('is tried again where no process could be started for it', async () => {
+    const id = await enqueue(site.put('/unborn.png', { body: await noiseImage(20, 20), type: 'image/png' }));
+    await died('crawl', id);
+    const { execPath } = process;
+    process.execPath = join(tmpdir(), 'no-node-is-here');
+    try {
+      workers = startWorkers(app, ['crawl']);
+      await until('its first run to fail', async () => (await counted('jobAttempts', { result: 'retried' })) > 0);
+    } finally {
+      process.execPath = execPath;
+    }
+    expect(await ended(app, 'crawl', id, CHILD_MS)).toMatchObject({ state: 'completed', attempts: 2 });
+    expect(await counted('jobAttempts', { result: 'deferred' })).toBe(0);
+  });
+
   test('spends no attempt where its process is killed before it has begun', async () => {
     const folder = await mkdtemp(join(tmpdir(), 'hc-test-'));
     const killed = join(folder, 'killed.mjs');
