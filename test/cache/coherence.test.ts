@@ -4,10 +4,13 @@ import { afterAll, beforeAll, expect, test } from 'vitest';
 import { Coherence } from '../../src/cache/coherence.js';
 import type { Tiers } from '../../src/cache/hybrid.js';
 import type { Query } from '../../src/cache/query.js';
-import type { Stored } from '../../src/cache/tier.js';
+import { entry, type Stored } from '../../src/cache/tier.js';
 import { Events } from '../../src/events.js';
+import { sha256 } from '../../src/kinds/identity.js';
+import { perceptualHashes } from '../../src/kinds/perceptual-hash.js';
 import { createLogger } from '../../src/logger.js';
 import { createMetrics } from '../../src/metrics.js';
+import { until } from '../support/until.js';
 import { createWorld, type World } from '../support/world.js';
 import { freshTenant, type OpenCache, openCache } from './support.js';
 
@@ -81,4 +84,31 @@ test('a repair that somebody has locked holds up nobody who asks for generations
     await other.query('rollback');
     other.release();
   }
+});
+
+test('what PostgreSQL has is no miss while nobody can tell whether its generation is over', async () => {
+  const tenant = freshTenant();
+  const key = sha256('of a generation');
+  const { hybrid, pool, tiers } = cache.connection;
+  await hybrid.write([entry(tenant, perceptualHashes, key, '0123456789abcdef')], { hotWithoutDurable: false });
+  const state = async () => (await hybrid.read(tenant, perceptualHashes, key)).state;
+  expect(await state()).toBe('hit');
+  // Redis tells of a later generation, and what says whether there is one is locked: the tables are not.
+  await tiers.redis?.tier.tellGeneration(tenant, 1_000_000);
+  const other = await pool.connect();
+  try {
+    await other.query('begin');
+    await other.query('lock table redis_repairs in access exclusive mode');
+    const states = new Set<string>();
+    await until('the answer to be unknown', async () => {
+      states.add(await state());
+      return states.has('unknown');
+    });
+    expect(states).not.toContain('miss');
+    expect(tiers.postgres.guard.isUp).toBe(true);
+  } finally {
+    await other.query('rollback');
+    other.release();
+  }
+  await until('PostgreSQL to tell again', async () => (await state()) === 'hit');
 });
