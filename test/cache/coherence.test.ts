@@ -29,11 +29,16 @@ afterAll(async () => {
 
 const sql = async (text: string, values: unknown[]) => (await cache.connection.pool.query(text, values)).rows;
 
-/** Polls when it is told to alone; `repairs` are how many of them PostgreSQL told of, round by round. */
-function listening(redis: Tiers['redis']): { coherence: Coherence; repairs: number[] } {
+/**
+ * Polls when it is told to alone; `repairs` are how many of them PostgreSQL told of, round by round.
+ *
+ * @param mayConfirm holds back what is told to PostgreSQL of them
+ */
+function listening(redis: Tiers['redis'], mayConfirm?: Promise<void>): { coherence: Coherence; repairs: number[] } {
   const { query, tiers } = cache.connection;
   const repairs: number[] = [];
   const heard: Query = async <Row extends QueryResultRow>(...asked: Parameters<Query>) => {
+    if (asked[0].name === 'coherence_confirm') await mayConfirm;
     const result = await query<Row>(...asked);
     if (asked[0].name === 'coherence') repairs.push(result.rows[0]?.repairs.length);
     return result;
@@ -84,6 +89,28 @@ test('a repair that somebody has locked holds up nobody who asks for generations
     await other.query('rollback');
     other.release();
   }
+});
+
+test('the first answer does not wait until all is repaired', async () => {
+  const tenant = freshTenant();
+  const repair = [tenant, `perceptual_hash:${tenant}:late`];
+  await sql(
+    `insert into redis_repairs (tenant_id, entry, version, written_at) values ($1, $2, 1, now() - interval '1 minute')`,
+    repair,
+  );
+  let mayConfirm = () => undefined as void;
+  const { coherence, repairs } = listening(
+    cache.connection.tiers.redis,
+    new Promise((resolve) => {
+      mayConfirm = resolve;
+    }),
+  );
+  await coherence.begin();
+  expect(repairs).toEqual([1]);
+  expect(await sql('select from redis_repairs where tenant_id = $1', [tenant])).toHaveLength(1);
+  mayConfirm();
+  await coherence.close();
+  expect(await sql('select from redis_repairs where tenant_id = $1', [tenant])).toEqual([]);
 });
 
 test('what PostgreSQL has is no miss while nobody can tell whether its generation is over', async () => {
