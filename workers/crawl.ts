@@ -79,7 +79,11 @@ async function crawlUrl(step: Step): Promise<CrawlOutcome> {
   const { outcome } = await knownUrl(step);
   if (outcome) return withoutVisit(step, outcome);
   return claiming(step, async (take) => {
-    await take(`url:${sha256(step.job.url)}`);
+    await take(`url:${sha256(step.job.url)}`).catch(async (error: unknown) => {
+      // A turn at the host that it cannot use now is the next one's.
+      if (error instanceof DeferredError) await forgetVisit(step);
+      throw error;
+    });
     const { outcome: byNow, stale } = await knownUrl(step);
     const known = byNow ?? (await fetchedBefore(step));
     if (known) return withoutVisit(step, known);

@@ -3,6 +3,7 @@ import { setTimeout as pause } from 'node:timers/promises';
 import { afterEach, beforeEach, describe, expect, onTestFinished, test, vi } from 'vitest';
 import type { App } from '../../src/app.js';
 import { DeferredError } from '../../src/errors.js';
+import { sha256 } from '../../src/kinds/identity.js';
 import { crawlQueue } from '../../src/queues/crawl.js';
 import { retryFailed } from '../../src/queues/failed.js';
 import { HostSchedule } from '../../src/queues/host-schedule.js';
@@ -424,6 +425,24 @@ describe.each([
     held.release();
     for (const job of await allEnded([holding, ...waiting, last])) expect(job.state).toBe('completed');
     expect(site.requests.map(({ path }) => path)).toEqual(['/held.png', '/c.png']);
+  });
+
+  test('a job whose URL another one works on gives its place at the host back', async () => {
+    app = start({ FETCH_HOST_CONCURRENCY: '1', FETCH_ROBOTS: 'ignore' });
+    const held = site.hold('/held.png', { body: PICTURE, type: 'image/png' });
+    const [holding = ''] = await enqueue([held.url]);
+    await site.until(({ requests }) => requests.length === 1);
+    const [first = ''] = await enqueue([picture('a')]);
+    await delayed(app, [first]);
+    const claim = { tenantId: 'acme', subject: `url:${sha256(`${site.url}/a.png`)}`, holder: 'another job' };
+    await app.claims.take(claim, 600_000);
+    const [last = ''] = await enqueue([picture('b')]);
+    await delayed(app, [last]);
+    held.release();
+    for (const job of await allEnded([holding, last])) expect(job.state).toBe('completed');
+    expect(site.countOf('/a.png')).toBe(0);
+    await app.claims.releaseAll(claim);
+    expect(await ended(app, 'crawl', first)).toMatchObject({ state: 'completed', attempts: 1 });
   });
 
   test('a name that nobody can resolve is not asked for again for an hour, unless it is forced', async () => {
