@@ -19,6 +19,9 @@ import { inStage, orRejected, type Rejected, type Run } from './run.js';
 /** Characters of an `ETag` or `Last-Modified` that are kept. */
 const MAX_VALIDATOR_LENGTH = 1_000;
 
+/** A turn at a host that a job cannot use sooner, in milliseconds, is the next one's in line. */
+const KEEPS_TURN_MS = 1_000;
+
 export type CrawlOutcome =
   | {
       readonly outcome: 'stored';
@@ -80,8 +83,7 @@ async function crawlUrl(step: Step): Promise<CrawlOutcome> {
   if (outcome) return withoutVisit(step, outcome);
   return claiming(step, async (take) => {
     await take(`url:${sha256(step.job.url)}`).catch(async (error: unknown) => {
-      // A turn at the host that it cannot use now is the next one's.
-      if (error instanceof DeferredError) await forgetVisit(step);
+      if (error instanceof DeferredError && error.delayMs > KEEPS_TURN_MS) await forgetVisit(step);
       throw error;
     });
     const { outcome: byNow, stale } = await knownUrl(step);
