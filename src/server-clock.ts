@@ -22,6 +22,11 @@ export class ServerClock {
     return seconds + (performance.now() - at) / 1000;
   }
 
+  /** By how many milliseconds it is ahead of ours, whole. */
+  async aheadMs(): Promise<number> {
+    return Math.round((await this.now()) * 1_000 - Date.now());
+  }
+
   async read(): Promise<void> {
     try {
       this.#read = { seconds: await this.ask(), at: performance.now() };

@@ -13,6 +13,7 @@ import { createPatientBackend } from './patient-postgres.js';
 import type { QueueState } from './state.js';
 import { PostgresQueueState } from './state-postgres.js';
 import { RedisQueueState } from './state-redis.js';
+import { createTimelyRedis } from './timely-redis.js';
 
 export interface BackendOptions {
   /** Namespace: the key prefix in Redis, the schema in PostgreSQL. Other BullMQ clients use the same. */
@@ -34,7 +35,7 @@ export interface QueueBackend {
 }
 
 /**
- * A killed worker's job runs again after `lockDuration` and at most one check more: 12 s. Deaths never fail a job:
+ * A killed worker's job runs again after `lockDuration` and at most two checks more: 16 s. Deaths never fail a job:
  * somebody else killed the worker, and the next attempt may well succeed. The count is as large as PostgreSQL's
  * `integer` holds: with a larger one BullMQ's stalled check there fails, and no killed worker's job ever runs again.
  */
@@ -77,6 +78,8 @@ export function createQueueBackend(
 
 type Store = Omit<QueueBackend, 'retryBaseMs'>;
 
+type BackendFactory = typeof createPatientBackend | typeof createTimelyRedis;
+
 type WorkerSettings = (concurrency: number) => Omit<WorkerOptions, 'connection'>;
 
 /**
@@ -94,12 +97,17 @@ function onRedis(url: string, prefix: string, settings: WorkerSettings, events: 
   const waiting = { url, maxRetriesPerRequest: null, retryStrategy: (times: number) => Math.min(50 * times, 1000) };
   const failingFast = { ...waiting, maxRetriesPerRequest: 1, enableOfflineQueue: false };
   return {
-    queue: (name) => heard(name, events, new Queue(name, { connection: failingFast, prefix })),
+    queue: (name) => heard(name, events, new Queue(name, { connection: failingFast, prefix }, createTimelyRedis)),
     worker: (name, processor, concurrency) =>
       heard(
         name,
         events,
-        new PatientWorker(name, processor, { ...settings(concurrency), connection: waiting, prefix }),
+        new PatientWorker(
+          name,
+          processor,
+          { ...settings(concurrency), connection: waiting, prefix },
+          createTimelyRedis,
+        ),
       ),
     events: (name) => heard(name, events, new QueueEvents(name, { connection: waiting, prefix })),
     state: new RedisQueueState(url, prefix, (error) => events.queueError('crawl', error)),
@@ -150,7 +158,7 @@ function onPostgres(
 class PatientWorker extends Worker {
   readonly #thrown: WeakSet<object>;
 
-  constructor(name: string, processor: Processor, options: WorkerOptions, backend?: typeof createPatientBackend) {
+  constructor(name: string, processor: Processor, options: WorkerOptions, backend: BackendFactory) {
     const thrown = new WeakSet<object>();
     const remembering: Processor = async (job, token, signal) => {
       try {

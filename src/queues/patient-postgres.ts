@@ -107,13 +107,12 @@ function goByServerClock(backend: Commands, connection: Connection): void {
     const { rows } = await connection.pool.query<{ seconds: number }>(text);
     return (rows[0] as { seconds: number }).seconds;
   });
-  const aheadOfUs = async () => (await clock.now()) * 1_000 - Date.now();
   const run = backend.run.bind(backend);
   backend.run = async (command, params) => {
     const times = TIMES[command] ?? [];
     if (times.length === 0 && command !== 'next_delay') return run(command, params);
     await connection.waitUntilReady();
-    const aheadMs = await aheadOfUs().then(Math.round, (error: unknown) => {
+    const aheadMs = await clock.aheadMs().catch((error: unknown) => {
       if (connection.isClosing) return 0; // BullMQ lets such a command rest
       throw error;
     });

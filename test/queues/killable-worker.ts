@@ -1,13 +1,15 @@
-/** A worker process to be killed: takes crawl jobs, says each one's id in a line, and never ends one. */
+/** A worker process to be killed: takes crawl jobs, says each one's id in a line, and never ends one, or puts it off. */
 import { connect } from '../../src/app.js';
 import { toConfig } from '../../src/config.js';
+import { DeferredError } from '../../src/errors.js';
 import { createLogger } from '../../src/logger.js';
 import { startWork } from '../support/queue-work.js';
 
-const { env, queueNamespace, concurrency } = JSON.parse(process.argv[2] ?? '{}');
+const { env, queueNamespace, concurrency, putOffMs } = JSON.parse(process.argv[2] ?? '{}');
 const app = connect(toConfig(env), { logger: createLogger('silent'), ...(queueNamespace ? { queueNamespace } : {}) });
-const work = (_: unknown, run: { jobId: string }) => {
+const work = async (_: unknown, run: { jobId: string }) => {
   process.stdout.write(`${run.jobId}\n`);
+  if (putOffMs !== undefined) throw new DeferredError(putOffMs, 'as it was told');
   return new Promise<never>(() => undefined);
 };
 startWork(app, work, { concurrency });
