@@ -13,7 +13,7 @@ import { addEnqueueCommand } from './enqueue.js';
 import { ArgumentError, ConfigError, reasonOf } from './errors.js';
 import { addFailedCommands } from './failed-commands.js';
 import { Closer, onShutdownSignal } from './lifecycle.js';
-import { createLogger } from './logger.js';
+import { causeOf, createLogger } from './logger.js';
 import { examples, print } from './output.js';
 import { packageVersion } from './package.js';
 import { QUEUE_NAMES, type QueueName } from './queues/contract.js';
@@ -107,10 +107,18 @@ program
 program.parseAsync().then(
   () => process.exit(),
   (error: unknown) => {
-    say(error instanceof ConfigError ? error.message : `hybrid-cache: ${reasonOf(error)}`);
+    say(error instanceof ConfigError ? error.message : `hybrid-cache: ${reasonOf(error)}${outageOf(error)}`);
     process.exit(error instanceof InvalidArgumentError || error instanceof ArgumentError ? MISUSE : 1);
   },
 );
+
+/** What a server that is away says itself, and who says more: an operator may have configured the wrong one. */
+function outageOf(error: unknown): string {
+  const isOutage = error instanceof Error && ['QueueUnavailableError', 'TierUnavailableError'].includes(error.name);
+  if (!isOutage) return '';
+  const { cause } = causeOf(error);
+  return `${cause === undefined ? '' : ` (${cause})`}; \`hybrid-cache doctor\` says what is wrong`;
+}
 
 async function runAll(app: App) {
   const { run } = await load.workers();

@@ -114,7 +114,8 @@ async function openList(file: string): Promise<List> {
     return { input, length: found.isFile() ? await countLines(file) : undefined };
   } catch (error) {
     if (error instanceof ArgumentError) throw error;
-    const why = (error as NodeJS.ErrnoException).code === 'ENOENT' ? 'does not exist' : 'cannot be read';
+    const { code } = error as NodeJS.ErrnoException;
+    const why = code === 'ENOENT' ? 'does not exist' : `cannot be read (${code})`;
     throw new ArgumentError('file', `${file} ${why}`);
   }
 }

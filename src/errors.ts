@@ -133,7 +133,7 @@ export class PoisonError extends Error {
   }
 }
 
-/** Somebody else holds the claim: the job waits outside of a slot and spends no attempt. */
+/** It has to wait, for a claim, for a host or for its turn: outside of a slot, and without spending an attempt. */
 export class DeferredError extends Error {
   override readonly name = 'DeferredError';
   constructor(

@@ -1,6 +1,6 @@
 /** One function per thing that happens: its metric and its log line together. URLs, keys and ids go to the log only. */
 import { failureReasonOf, type RejectReason, RetryableError, type TierName } from './errors.js';
-import { type Logger, withoutSecrets } from './logger.js';
+import { causeOf, type Logger, withoutSecrets } from './logger.js';
 import type { EmbeddingStage, KindName, LookupResult, Metrics, RunResult, Stage } from './metrics.js';
 
 export type TierOperation = 'read' | 'write' | 'ping' | 'claim' | 'query';
@@ -151,8 +151,8 @@ export class Events {
   /** A job is counted once, when it fails for good: by the words that the queue keeps, as `hybrid-cache failed` reads them. */
   jobFailed(job: JobFields, error: unknown, willRetry: boolean): void {
     const reason = failureReasonOf(error instanceof Error ? error.message : String(error));
-    // What the web does to us needs no stack.
-    const what = error instanceof RetryableError ? { error: error.message } : { err: error };
+    // What the web does to us needs no stack. What our store says stays in the log: tenants see the failed set.
+    const what = error instanceof RetryableError ? { error: error.message, ...causeOf(error) } : { err: error };
     this.log.warn({ ...job, willRetry, reason, ...what }, 'job failed');
     if (willRetry) return;
     if (job.queue === 'crawl') this.metrics.crawlImages.inc({ outcome: 'failed', reason });

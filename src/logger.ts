@@ -1,5 +1,6 @@
 /** The one logger: JSON lines, constant messages plus fields, secrets removed before anything is written. */
 import { type DestinationStream, type Logger, pino } from 'pino';
+import { reasonOf } from './errors.js';
 
 export type { Logger } from 'pino';
 
@@ -40,6 +41,11 @@ export function createLogger(level: LogLevel = 'info', destination?: Destination
   return destination ? pino(options, destination) : pino(options);
 }
 
+/** What an error was caused by, in words. */
+export function causeOf({ cause }: Error): { cause?: string } {
+  return cause === undefined ? {} : { cause: withoutSecrets(reasonOf(cause)) };
+}
+
 function serializeError(error: unknown): unknown {
   if (!(error instanceof Error)) return withoutSecrets(String(error));
   const { code } = error as { code?: unknown };
@@ -48,5 +54,6 @@ function serializeError(error: unknown): unknown {
     message: withoutSecrets(error.message),
     ...(typeof code === 'string' ? { code } : {}),
     stack: withoutSecrets(error.stack ?? ''),
+    ...causeOf(error),
   };
 }

@@ -446,7 +446,8 @@ test.each([
   [redisVersionFinding('it', '6.0.20'), 'warning', 'is Redis 6.0.20: 6.2 or later is recommended'],
   [redisVersionFinding('it', '6.10.0'), 'ok', 'is Redis 6.10.0'],
   [redisVersionFinding('it', '8.2.1'), 'ok', 'is Redis 8.2.1'],
-  [postgresVersionFinding(120_022), 'problem', 'is version 12.22: upgrade to 13 or later'],
+  [postgresVersionFinding(120_022), 'problem', 'is version 12.22: upgrade to 14 or later'],
+  [postgresVersionFinding(130_018), 'problem', 'is version 13.18: upgrade to 14 or later'],
   [postgresVersionFinding(180_004), 'ok', 'is version 18.4'],
 ])('a server’s version: %o', (finding, verdict, says) => {
   expect(finding).toMatchObject({ verdict, says });

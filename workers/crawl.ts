@@ -160,10 +160,11 @@ interface Stale extends ReadContent {
 async function knownUrl(step: Step): Promise<{ outcome: CrawlOutcome | null; stale: Stale | null }> {
   const { job, records } = step;
   const facts = await timed(step, 'lookup', () => records.urlFacts(job.tenantId, job.url));
+  const own = await ownRecord(step, facts);
+  if (own) return { outcome: own, stale: null };
   const refusal = job.force ? null : refusalOf(step, facts);
   if (refusal) return { outcome: await refused(step, refusal), stale: null };
-  const own = await ownRecord(step, facts);
-  if (own || !facts.record || job.force) return { outcome: own, stale: null };
+  if (!facts.record || job.force) return { outcome: null, stale: null };
   const { contentHash, rawKey, fetchedAt } = facts.record;
   if (step.revalidateAfterMs === null || Date.now() - fetchedAt < step.revalidateAfterMs) {
     return { outcome: { outcome: 'skipped', reason: 'url', contentHash, rawKey }, stale: null };

@@ -107,10 +107,11 @@ async function load(step: Step, content: CrawlContent): Promise<Pixels> {
     const bytes = await step.objects.get(content.rawKey).catch((cause: unknown) => {
       throw new RetryableError('storage', 'the object store did not give the image', { cause });
     });
-    if (!bytes) throw new RetryableError('storage', 'the object of a recorded image is missing');
+    if (!bytes)
+      throw new RetryableError('storage', `the object ${content.rawKey} is missing: crawl the image again with force`);
     // Damage done to our copy says nothing about the image, which was decoded once: it is no lasting refusal of it.
     if (sha256(bytes) !== step.job.contentHash) {
-      throw new RetryableError('storage', 'the object of a recorded image is damaged');
+      throw new RetryableError('storage', `the object ${content.rawKey} is damaged: crawl the image again with force`);
     }
     return decoding(step, () => decodePixels(bytes, { maxPixels: step.maxPixels }));
   });

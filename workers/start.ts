@@ -38,9 +38,7 @@ export function startWorkers(app: App, names: readonly QueueName[]): Workers {
     );
     return tellEnds(app.backend.worker(name, processor, concurrencyOf(name, app)), app.events);
   });
-  if (names.includes('embedding')) {
-    closer.add('sweep', startSweep(app, engine.models.embedding), (one) => one.stop());
-  }
+  if (names.length > 0) closer.add('sweep', startSweep(app, engine.models.embedding), (one) => one.stop());
   closer.add('hold', holdDuringOutage(app, workers), (release) => release());
   for (const worker of workers) worker.run().catch((error: unknown) => app.events.queueError(worker.name, error));
   let stopping: Promise<void> | undefined;

@@ -32,7 +32,7 @@ export function startSweep(app: App, model: string, { everyMs, wholeEveryMs } = 
       const queueRun = await runOfQueue(app);
       const mayHaveLost = queueRun !== null && queueRun !== sweptRun;
       // What was forgotten on purpose is not to be embedded again.
-      const oldest = cleanupDays === null ? 0 : started - cleanupDays * DAY_MS;
+      const oldest = cleanupDays === null ? 0 : Math.max(0, started - cleanupDays * DAY_MS);
       const since = new Date(isDaily || mayHaveLost ? oldest : coveredUntil - OVERLAP_MS);
       app.events.swept(await enqueueMissing(app, model, since, signal));
       await app.claims.forgetExpired();

@@ -12,9 +12,9 @@
  * counts as unavailable for that operation alone.
  */
 import { performance } from 'node:perf_hooks';
-import { setImmediate as nextTurn } from 'node:timers/promises';
 import { reasonOf, type TierName, TierUnavailableError } from '../errors.js';
 import type { Events, TierErrorReason, TierOperation } from '../events.js';
+import { socketsRead, within } from '../lifecycle.js';
 import type { Verdict } from './tier.js';
 
 interface Guarded {
@@ -130,7 +130,10 @@ export class Guard {
     this.events.tierFailed(this.tier.name, operation, reason, error);
     if (verdict === 'wrong') return error;
     const leftMs = started + deadlineMs - performance.now();
-    const alive = verdict === 'away' && !late && (await this.#answersPing(Math.min(leftMs, deadlineMs / 2)));
+    const alive =
+      verdict === 'away' &&
+      !late &&
+      (await this.#answersPing(Math.min(Math.max(leftMs, deadlineMs / 10), deadlineMs / 2)));
     // What was asked before the tier came back says nothing about how it is now.
     if (verdict === 'away' && !alive && started > this.#upSince) this.#down(reasonOf(error));
     return new TierUnavailableError(this.tier.name, reasonOf(error), { cause: error });
@@ -164,13 +167,11 @@ export class Guard {
     if (this.#closed) return;
     this.#probeGapMs = Math.min(ms * 2, LAST_PROBE_MS);
     this.#probe = setTimeout(() => {
-      bounded(this.tier.ping(), LAST_PROBE_MS).then(
-        () => this.#up(),
-        (error: unknown) => {
-          this.#reason = reasonOf(error);
-          this.#probeAfter(this.#probeGapMs);
-        },
-      );
+      failureOf(this.tier.ping(), LAST_PROBE_MS).then((failure) => {
+        if (failure === undefined) return this.#up();
+        this.#reason = reasonOf(failure);
+        this.#probeAfter(this.#probeGapMs);
+      });
     }, ms);
     this.#probe.unref();
   }
@@ -209,11 +210,8 @@ export class Guard {
 
   /** One ping at a time, whoever asks. */
   #answersPing(ms: number): Promise<boolean> {
-    this.#pinging ??= bounded(this.tier.ping(), ms)
-      .then(
-        () => true,
-        () => false,
-      )
+    this.#pinging ??= failureOf(this.tier.ping(), ms)
+      .then((failure) => failure === undefined)
       .finally(() => {
         this.#pinging = undefined;
       });
@@ -221,23 +219,8 @@ export class Guard {
   }
 }
 
-async function bounded(work: Promise<void>, ms: number): Promise<void> {
-  let timer: NodeJS.Timeout | undefined;
-  const late = new Promise<never>((_, reject) => {
-    timer = setTimeout(async () => {
-      await socketsRead();
-      reject(new DeadlineError(ms, false));
-    }, ms);
-  });
-  try {
-    await Promise.race([work, late]);
-  } finally {
-    clearTimeout(timer);
-  }
-}
-
-/** After a busy stretch of ours, timers run before the sockets are read: an answer that is already here counts. */
-async function socketsRead(): Promise<void> {
-  await nextTurn();
-  await nextTurn();
+/** What it failed of, be it only the time; `undefined` where it did not. */
+function failureOf(work: Promise<void>, ms: number): Promise<unknown> {
+  const ended = work.catch((error: unknown) => error);
+  return within(ms, ended, new DeadlineError(ms, false));
 }

@@ -1,14 +1,19 @@
 /** What Redis does by itself, at once: comparing an entry with the one that is there. The head is `envelope.ts`'s. */
 
-/** Answers whether an entry is there that must stay: of this run, and newer than the head that is given. */
+/**
+ * Answers whether an entry is there that must stay: of this run, and newer than the head that is given. Flags: 1 what no
+ * tier promised to keep, 2 a tombstone.
+ */
 const STAYS = `
 local function stays(key, new)
   local old = redis.pcall('GETRANGE', key, 0, 25)
   if type(old) ~= 'string' or #old < 26 or string.sub(old, 1, 8) ~= string.sub(new, 1, 8) then return false end
   local oldGeneration, oldVersion, oldFlags = struct.unpack('>I8I8B', old, 9)
   local newGeneration, newVersion, newFlags = struct.unpack('>I8I8B', new, 9)
+  -- A tombstone says what is older than its version to be gone, of whatever generation; a value as old as it may come.
   if newFlags == 2 then return oldVersion >= newVersion end
   if oldFlags == 2 then return oldVersion > newVersion end
+  -- What nobody promised to keep gives way to what PostgreSQL has, however old that is.
   if oldFlags == 1 and newFlags == 0 then return oldGeneration > newGeneration end
   if oldGeneration ~= newGeneration then return oldGeneration > newGeneration end
   return oldVersion > newVersion

@@ -13,8 +13,8 @@ const NAME = 'PostgreSQL';
 const ANSWER_MS = 4_000;
 const LEAVE_MS = 100;
 const DEADLINE_MS = 20_000;
-/** `xid8` and `pg_current_xact_id()` came with it. */
-const OLDEST = 13;
+/** Functions with a body of plain SQL and `bit_count` came with it. */
+const OLDEST = 14;
 /** With any of them off, what was answered as written can be lost. */
 const UNSAFE = ['fsync', 'full_page_writes', 'synchronous_commit'] as const;
 

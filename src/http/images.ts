@@ -77,8 +77,10 @@ async function sendObject(
     app.log.error({ err, requestId: request.id }, 'request failed: the object store did not answer');
     throw new HttpProblem(503, 'the object store did not answer: try again soon');
   });
-  if (!bytes) throw new HttpProblem(503, 'the object of this image is missing from the store');
-  if (!sound(bytes)) throw new HttpProblem(503, 'the object of this image is damaged in the store');
+  if (!bytes)
+    throw new HttpProblem(503, 'the object of this image is missing from the store: crawl its URL again with `force`');
+  if (!sound(bytes))
+    throw new HttpProblem(503, 'the object of this image is damaged in the store: crawl its URL again with `force`');
   reply.type(type).headers(headersOf(etag));
   return bytes;
 }

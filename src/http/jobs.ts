@@ -33,9 +33,9 @@ export function jobRoutes(server: FastifyInstance, app: App, access: AccessRules
     const body = parsed(crawlJobsBody, request.body);
     access.tenant(request, body.tenantId);
     const isMany = body.images.length > 1;
+    const deadline = new Deadline();
     // Beside the checks, and before the quota: nobody pays for what a store that is away could not take.
     const [{ payloads, urls, rejected }] = await Promise.all([sorted(body), app.queues.reach(crawlQueue.name)]);
-    const deadline = new Deadline();
     await quota.take(request, payloads.length);
     const enqueued = payloads.length > 0 ? app.queues.enqueue(crawlQueue, payloads) : Promise.resolve([]);
     const ids = await (isMany ? enqueued : deadline.of(enqueued, new QueueUnavailableError()));

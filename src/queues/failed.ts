@@ -53,7 +53,7 @@ export interface Retried {
 }
 
 const TOP_HOSTS = 10;
-/** Jobs that are read or retried at once: on PostgreSQL they share four connections, and none may wait for 5 s. */
+/** Jobs that are read or retried at once: on PostgreSQL they share a few connections, and none may wait for 5 s. */
 const BATCH = 200;
 
 /** Is told how many of a queue's failed jobs are dealt with. */

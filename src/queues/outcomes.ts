@@ -18,7 +18,7 @@ export interface WaitState {
   readonly isAway: boolean;
 }
 
-/** Jobs that are looked at together: on PostgreSQL they share four connections, and none may wait for long. */
+/** Jobs that are looked at together: on PostgreSQL they share a few connections, and none may wait for long. */
 const WINDOW = 200;
 const PAUSE_MS = 200;
 const AWAY_MS = 1_000;

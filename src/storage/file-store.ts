@@ -14,7 +14,8 @@ export class FileStore implements ObjectStore {
   /** Written elsewhere, flushed, then renamed: a crash leaves at most a draft, which `tidy` removes. */
   async put(key: string, bytes: Uint8Array): Promise<void> {
     const path = this.#path(key);
-    if (await holds(path, bytes)) return;
+    // Whoever wrote it may have died before it was flushed.
+    if (await holds(path, bytes)) return flushFolder(dirname(path));
     const draft = join(this.folder, DRAFTS, randomUUID());
     try {
       const file = await inFolder(draft, () => open(draft, 'wx'));
@@ -65,13 +66,16 @@ export class FileStore implements ObjectStore {
   }
 }
 
-/** Nearly every folder is there already: it is made where its lack is told. */
+/** Nearly every folder is there already: it is made, and flushed, where its lack is told. */
 async function inFolder<T>(path: string, work: () => Promise<T>): Promise<T> {
   try {
     return await work();
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error;
-    await mkdir(dirname(path), { recursive: true });
+    const folder = dirname(path);
+    const first = await mkdir(folder, { recursive: true });
+    for (let made = folder; first && made.length >= first.length; made = dirname(made))
+      await flushFolder(dirname(made));
     return work();
   }
 }

@@ -14,7 +14,7 @@ import type { Run } from '../../workers/run.js';
 import { startWorkers, type Workers } from '../../workers/start.js';
 import { enqueueMissing } from '../../workers/sweep.js';
 import { crawled, crawlJob, embedded, ended, idle } from '../support/crawl-run.js';
-import { flatImage, recompressed, samplePhoto } from '../support/images.js';
+import { flatImage, noiseImage, recompressed, samplePhoto } from '../support/images.js';
 import { PuppetEngine } from '../support/puppet-engine.js';
 import { type Site, startSite } from '../support/site.js';
 import { until } from '../support/until.js';
@@ -286,11 +286,22 @@ describe.each([
     expect(await crawled(app, 'acme', url, { force: true })).toMatchObject({ outcome: 'skipped', reason: 'content' });
   });
 
-  test('so it does where somebody else has written the record of its URL meanwhile', async () => {
-    const body = await flatImage(23, 22, '#030201');
-    const url = site.put('/overwritten.png', { body, type: 'image/png' });
+  test.each([
+    [
+      'somebody else has written the record of its URL',
+      '/overwritten.png',
+      (url: string, body: Buffer) => app.cache.storeCrawledImage(url, body, { rawKey: 'theirs.png' }, 'acme'),
+    ],
+    [
+      'its URL was refused since',
+      '/refused-since.png',
+      (url: string) => app.records.reject('acme', { url }, { reason: 'gone', detail: 'HTTP 404', jobId: 'forced' }),
+    ],
+  ])('so it does where %s', async (_, path, happens) => {
+    const body = await noiseImage(23, 22, path.length);
+    const url = site.put(path, { body, type: 'image/png' });
     const job = await crawlJob(app, 'acme', url);
-    await app.cache.storeCrawledImage(url, body, { rawKey: 'theirs.png' }, 'acme');
+    await happens(url, body);
     await using closer = new Closer();
     const { perform } = workOf('crawl', app, { events: app.events, engine, closer });
     const identity = { id: job.id, jobId: `${job.id}@${(await app.queues.get('crawl').getJob(job.id))?.timestamp}` };
