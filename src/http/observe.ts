@@ -9,7 +9,7 @@ import type { TierName } from '../errors.js';
 import type { TierErrorReason, TierOperation } from '../events.js';
 import { within } from '../lifecycle.js';
 import type { Metrics, RunResult } from '../metrics.js';
-import { QUEUE_NAMES } from '../queues/contract.js';
+import { QUEUE_NAMES, type QueueName } from '../queues/contract.js';
 import type { RedisFacts } from '../redis-info.js';
 import type { AccessRules } from './access.js';
 import { operations, serve } from './api.js';
@@ -72,24 +72,26 @@ export function storeGauges(app: App): void {
   redisGauges(app);
 }
 
+/** The gauges of a scrape share an answer. */
+const ONE_SCRAPE_MS = 100;
+
 function queueGauges({ metrics, queues }: App): void {
+  const shared = new Shared();
+  const counts = (queue: QueueName) => shared.get(queue, ONE_SCRAPE_MS, () => queues.counts(queue));
   labelledGauge(metrics, 'bullmq_job_count', 'Jobs by queue and state.', ['queue', 'state'], async () => {
-    const found = await ofEach(QUEUE_NAMES, (queue) => queues.counts(queue));
+    const found = await ofEach(QUEUE_NAMES, counts);
     return found.flatMap(([queue, counts]) =>
       Object.entries(counts).map(([state, value]) => ({ labels: { queue, state }, value })),
     );
   });
   const waited = 'How long the longest waiting job has waited since it came, times in which it was put off among them.';
   labelledGauge(metrics, 'queue_oldest_waiting_seconds', waited, ['queue'], async () => {
-    const found = await ofEach(QUEUE_NAMES, (queue) => queues.oldestWaitingSeconds(queue));
+    const found = await ofEach(QUEUE_NAMES, (queue) => queues.oldestWaitingSeconds(queue, counts(queue)));
     return found.map(([queue, value]) => ({ labels: { queue }, value }));
   });
 }
 
 const REDIS_SERVERS = ['cache', 'queue'] as const;
-/** The gauges of a scrape share an answer. */
-const ONE_SCRAPE_MS = 100;
-
 function redisGauges({ metrics, connection: { tiers, journal } }: App): void {
   const factsOf = {
     // One that is known to be away is not waited for.

@@ -139,10 +139,11 @@ class OverviewSource {
 
   async #queue(queue: QueueName): Promise<QueueView> {
     const { queues } = this.app;
+    const counting = queues.counts(queue);
     const [counts, paused, oldestWaitingSeconds] = await Promise.all([
-      queues.counts(queue),
+      counting,
       queues.isPaused(queue),
-      queues.oldestWaitingSeconds(queue),
+      queues.oldestWaitingSeconds(queue, counting),
     ]);
     const of = (...states: string[]) => states.reduce((sum, state) => sum + (counts[state] ?? 0), 0);
     return {

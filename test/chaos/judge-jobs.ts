@@ -5,8 +5,10 @@ import type { Expected } from './checker.js';
 import type { Broken, ContentRow, End, Ended, Evidence, UrlRow } from './evidence.js';
 
 /** @returns how many are gone */
-export function everyJobEnded({ ends }: Evidence, expected: Expected, broken: Broken): number {
+export function everyJobEnded({ lab, ends }: Evidence, expected: Expected, broken: Broken): number {
   let lost = 0;
+  // A store that was set back has forgotten that a job had ended.
+  if (!expected.lost) for (const id of lab.endedAgain) broken(`I1 job ${id} ended more than once`);
   for (const { job, state, outcome, error } of ends) {
     const reason = expected.failed?.(job) ?? null;
     if (state === 'unknown') {

@@ -16,6 +16,8 @@ import type { Broken, ContentRow, Evidence } from './evidence.js';
 const ASKED = 500;
 /** What the judge itself has asked for lies in Redis by then. */
 const BACKFILL_MS = 5_000;
+/** Every process works off what another did not see confirmed. */
+const REPAIR_MS = 5_000;
 
 export function recordsAreOne({ contents, urls, served }: Evidence, broken: Broken): void {
   const seen = new Set<string>();
@@ -136,5 +138,11 @@ export async function tiersAgree({ lab, urls }: Evidence, broken: Broken): Promi
   for (const { id, what } of found.differences) broken(`I4 ${id}: ${what}`);
   if (isMissing && found.compared === 0) broken('I4 nothing is in both tiers: nothing was compared');
   if (found.pendingReplays === null && lab.options.backend === 'redis') broken('I4 the journal does not answer');
+  const repairs = () => lab.servers.sql<{ entry: string }>('select entry from redis_repairs');
+  const pending = await until('Redis to confirm all overwrites', async () => (await repairs()).length === 0, REPAIR_MS)
+    .then(() => [])
+    .catch(repairs);
+  for (const { entry } of pending.slice(0, 1))
+    broken(`I4 Redis has ${pending.length} overwrites yet to confirm: ${entry}`);
   if (found.pendingReplays) broken(`I4 ${found.pendingReplays} writes still wait for PostgreSQL`);
 }

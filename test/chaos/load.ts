@@ -63,8 +63,8 @@ export class SteadyJobs {
 }
 
 const READERS = 4;
-const READ_PAUSE_MS = 25;
-const WRITE_PAUSE_MS = 50;
+const READ_PAUSE_MS = 40;
+const WRITE_PAUSE_MS = 80;
 const FIRST_ENTRIES = 100;
 const MOST_SHOWN = 5;
 

@@ -26,13 +26,14 @@ import { RESTART_EXPERIMENTS } from './experiments/restarts.js';
 import { SET_BACK_EXPERIMENTS } from './experiments/set-back.js';
 import type { Backend } from './lab.js';
 
+/** E16 waits longest for others, and is begun first. */
 const EXPERIMENTS: readonly Experiment[] = [
+  ...MEMORY_EXPERIMENTS,
   ...KILL_EXPERIMENTS,
   ...RESTART_EXPERIMENTS,
   ...REDIS_EXPERIMENTS,
   ...SET_BACK_EXPERIMENTS,
   ...BOTH_EXPERIMENTS,
-  ...MEMORY_EXPERIMENTS,
   ...POSTGRES_EXPERIMENTS,
   ...INVALIDATION_EXPERIMENTS,
   ...FACE_EXPERIMENTS,

@@ -108,7 +108,7 @@ export class Callers {
         this.#thrown.push(`${method} threw ${reasonOf(error)}`);
       }
       this.#calls.push({ method, ms: performance.now() - started });
-      await pause(50);
+      await pause(APART_MS);
     }
   }
 }

@@ -150,7 +150,7 @@ const REPEATED: Experiment = {
   backends: BOTH,
   run: async (trial) => {
     const figures = await inLab(trial, {}, async (lab) => {
-      const count = trial.full ? 1_000 : 20;
+      const count = trial.full ? 1_000 : 12;
       await lab.worker({ queues: ['crawl'] });
       const first: string[] = [];
       const late = { 'taken over': 0, 'answered late': 0 };

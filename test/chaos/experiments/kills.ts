@@ -22,7 +22,7 @@ const KILLS: Experiment = {
   backends: BOTH,
   run: (trial) =>
     inLab(trial, { latencyMs: 40, ...POLITE }, async (lab) => {
-      const { urls, kills } = trial.full ? { urls: 20_000, kills: 200 } : { urls: 240, kills: 4 };
+      const { urls, kills } = trial.full ? { urls: 20_000, kills: 200 } : { urls: 200, kills: 4 };
       await lab.workersOf(3);
       const mix = lab.mix();
       const portion = Math.ceil(urls / kills);
@@ -92,6 +92,9 @@ const STEP_KILLS: Experiment = {
     }),
 };
 
+/** Two workers, and three processes of its own. */
+const DEATHS_OF_POISON = 5;
+
 const POISON_JOB: Experiment = {
   id: 'E18',
   title: 'one image kills whoever processes it, while workers are killed from outside too',
@@ -121,7 +124,11 @@ const POISON_JOB: Experiment = {
       running = false;
       await Promise.all([...lab.workers].map((worker) => worker.stop()));
       await Promise.all(supervisors);
-      return hold(await lab.check({ failed: ({ url }) => (url === poison ? 'poison' : null) }));
+      const figures = hold(await lab.check({ failed: ({ url }) => (url === poison ? 'poison' : null) }));
+      const asked = lab.origin.counts().get(poison) ?? 0;
+      const most = DEATHS_OF_POISON + kills;
+      must(asked >= 3 && asked <= most, `the poison was tried ${asked} times, and not up to ${most}`);
+      return { ...figures, 'tries of the poison': asked };
     }),
 };
 

@@ -153,11 +153,15 @@ const EVICTING: Experiment = {
       must((await journaled()) > 0, 'a write was called durable, and the journal is empty');
       await lab.servers.restart('postgres');
 
-      await worker('changed');
+      const changed = await worker('changed');
+      const isAtRisk = async () =>
+        counted([await changed.metrics()], 'hybrid_cache_redis_may_evict', 'server="queue"') === 1;
       await pause(3_000); // it has looked by now
       must(said('changed') === '', `it warned where nothing evicts: ${said('changed')}`);
+      must(!(await isAtRisk()), 'the metric says that Redis may evict, where it does not');
       await set('maxmemory-policy', 'allkeys-lru');
       await until('a warning of the change', () => said('changed') === 'error allkeys-lru', 2 * WATCHED_MS);
+      must(await isAtRisk(), 'the metric does not say that Redis may evict');
       await lab.enqueue(Array.from({ length: trial.full ? 1_000 : 50 }, (_, i) => lab.origin.imageUrl(i)));
       await lab.settled();
       await until('what was journaled to be replayed', async () => (await journaled()) === 0);
@@ -170,4 +174,4 @@ const EVICTING: Experiment = {
     }),
 };
 
-export const MEMORY_EXPERIMENTS = [FULL_UP, EVICTING];
+export const MEMORY_EXPERIMENTS = [EVICTING, FULL_UP];

@@ -35,7 +35,7 @@ const IMAGES = 6;
 
 /** One after the other, under load: each ends what it has. @returns the milliseconds of the slowest */
 async function rolling(trial: Trial, lab: Lab): Promise<number> {
-  const { urls, restarts } = trial.full ? { urls: 10_000, restarts: 100 } : { urls: 120, restarts: 3 };
+  const { urls, restarts } = trial.full ? { urls: 10_000, restarts: 100 } : { urls: 90, restarts: 3 };
   await lab.workersOf(2);
   const [mix, portion] = [lab.mix(), Math.ceil(urls / restarts)];
   let slowest = 0;
@@ -135,7 +135,8 @@ const RESTARTS: Experiment = {
       trial.say('with jobs that never end');
       const twice = await toldTwice(trial, lab);
       const handedBack = counted(await lab.metrics(), 'job_attempts_total', 'queue="crawl"', 'result="handed_back"');
-      const judgement = await lab.check({ mostRequests: 1, inVain: handedBack });
+      // Of the endless ones the first request is in vain as it is.
+      const judgement = await lab.check({ mostRequests: 1, inVain: handedBack - AT_ONCE });
       return hold(judgement, { 'handed back': handedBack, 'slowest stop, ms': slowest, ...endless, ...twice });
     }),
 };
