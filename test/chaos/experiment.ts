@@ -91,6 +91,11 @@ export async function inLab<T>(
   return await work(lab);
 }
 
+/** Of the full size, where PostgreSQL keeps the queue: a process has up to 32 connections there, and more with more slots. */
+export function roomFor({ full, backend }: Trial): Pick<LabOptions, 'maxConnections'> {
+  return full && backend === 'postgres' ? { maxConnections: 300 } : {};
+}
+
 /** The value below which this share of them lies; they are sorted. */
 export function percentile(sorted: readonly number[], share: number): number {
   return sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * share))] ?? 0;

@@ -1,18 +1,12 @@
 /** Many jobs that want the same at once, and nothing but claims to keep them apart. */
 import { KINDS } from '../../../src/kinds/index.js';
-import { BOTH, type Experiment, type Figures, hold, inLab, must, type Trial } from '../experiment.js';
+import { BOTH, type Experiment, type Figures, hold, inLab, must, roomFor, type Trial } from '../experiment.js';
 import { counted } from '../figures.js';
 import type { Lab } from '../lab.js';
 
 /** Slots of all workers together, and jobs of one round. */
 const CROWD_SIZE = 64;
 const ROUND_MS = 120_000;
-/** Eight processes have up to 32 connections each, where the queue is PostgreSQL's. */
-const MAX_CONNECTIONS = 300;
-
-function labOptions({ full, backend }: Trial): { latencyMs: number; maxConnections?: number } {
-  return { latencyMs: 40, ...(full && backend === 'postgres' && { maxConnections: MAX_CONNECTIONS }) };
-}
 
 /** Rounds of one new URL each. @returns the seconds of the slowest */
 async function rounds(trial: Trial, lab: Lab, from: number, to: number): Promise<number> {
@@ -47,7 +41,7 @@ const ONE_URL: Experiment = {
   title: 'one new URL is asked for by 64 jobs at once',
   backends: BOTH,
   run: (trial) =>
-    inLab(trial, labOptions(trial), async (lab) => {
+    inLab(trial, { latencyMs: 40, ...roomFor(trial) }, async (lab) => {
       const { count, processes } = trial.full ? { count: 1_000, processes: 8 } : { count: 6, processes: 2 };
       await lab.workersOf(processes);
       const slowest = await rounds(trial, lab, 0, count);
@@ -60,7 +54,7 @@ const ONE_CONTENT: Experiment = {
   title: 'the same bytes stand under 50 URLs that are asked for at once',
   backends: BOTH,
   run: (trial) =>
-    inLab(trial, labOptions(trial), async (lab) => {
+    inLab(trial, { latencyMs: 40, ...roomFor(trial) }, async (lab) => {
       const { count, processes } = trial.full ? { count: 50, processes: 8 } : { count: 2, processes: 2 };
       const copies = 50;
       await lab.workersOf(processes);
@@ -99,7 +93,7 @@ const WRONG_CLOCK: Experiment = {
   backends: BOTH,
   run: (trial) => {
     const env = Object.fromEntries(TTLS.map((name) => [name, String(TTL_SECONDS)]));
-    return inLab(trial, { ...labOptions(trial), env }, async (lab) => {
+    return inLab(trial, { latencyMs: 40, ...roomFor(trial), env }, async (lab) => {
       const { count, processes } = trial.full ? { count: 1_000, processes: 7 } : { count: 6, processes: 1 };
       const began = await serverMicros(lab);
       await lab.workersOf(processes);

@@ -11,7 +11,7 @@ import { SAMPLE_PHOTOS, type SampleNumber, samplePhoto } from '../../support/ima
 import { until } from '../../support/until.js';
 import { BUILT_IN_ENGINE, ContentEngine, EMBEDDER_VERSION, ENGINE_MS } from '../app.js';
 import { jobsOf } from '../evidence.js';
-import { BOTH, type Experiment, type Figures, hold, inLab, must, type Trial } from '../experiment.js';
+import { BOTH, type Experiment, type Figures, hold, inLab, must, roomFor, type Trial } from '../experiment.js';
 import { counted, metricsOf } from '../figures.js';
 import type { Lab } from '../lab.js';
 import type { WorkerProcess } from '../worker-process.js';
@@ -149,7 +149,7 @@ const REPEATED: Experiment = {
   title: 'images are embedded by two workers after one another, by three jobs at once, and by another model',
   backends: BOTH,
   run: async (trial) => {
-    const figures = await inLab(trial, {}, async (lab) => {
+    const figures = await inLab(trial, roomFor(trial), async (lab) => {
       const count = trial.full ? 1_000 : 12;
       await lab.worker({ queues: ['crawl'] });
       const first: string[] = [];
