@@ -63,13 +63,14 @@ async function runOfQueue({ connection: { journal } }: App): Promise<string | nu
   return facts?.runId ?? null;
 }
 
-/** @returns how many embedding jobs were asked for; those that wait already are not doubled. */
+/** @returns how many embedding jobs there are now that were missing: not those that waited already */
 export async function enqueueMissing(app: App, model: string, since: Date, signal?: AbortSignal): Promise<number> {
   let count = 0;
   for await (const page of unembeddedSince(app.connection.query, model, since, signal)) {
     const payloads = page.map(({ tenantId, contentHash }): EmbeddingPayload => ({ v: 1, tenantId, contentHash }));
     for (let from = 0; from < payloads.length && !signal?.aborted; from += BATCH) {
-      count += (await app.queues.enqueue(embeddingQueue, payloads.slice(from, from + BATCH))).length;
+      const enqueued = await app.queues.enqueueTellingTwins(embeddingQueue, payloads.slice(from, from + BATCH));
+      count += enqueued.filter(({ isTwin }) => !isTwin).length;
     }
   }
   return count;

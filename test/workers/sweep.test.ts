@@ -7,7 +7,7 @@ import { enqueueMissing, startSweep } from '../../workers/sweep.js';
 import { until } from '../support/until.js';
 import { createWorld } from '../support/world.js';
 
-test('a sweep that is told to stop enqueues no further batch', async () => {
+test('a sweep that is told to stop enqueues no further batch; the next one counts what is new', async () => {
   await using world = await createWorld();
   const app = world.app({});
   await app.connection.pool.query(
@@ -16,13 +16,15 @@ test('a sweep that is told to stop enqueues no further batch', async () => {
     from generate_series(1, 500) as n, cache_generations where tenant_id in ('acme', '*') group by n`,
   );
   const stop = new AbortController();
-  const enqueue = app.queues.enqueue.bind(app.queues);
-  app.queues.enqueue = async (...args) => {
+  const enqueue = app.queues.enqueueTellingTwins.bind(app.queues);
+  app.queues.enqueueTellingTwins = async (...args) => {
     stop.abort();
     return enqueue(...args);
   };
   expect(await enqueueMissing(app, 'puppet@1', new Date(0), stop.signal)).toBe(100);
   expect((await app.queues.counts('embedding')).prioritized).toBe(100);
+  app.queues.enqueueTellingTwins = enqueue;
+  expect(await enqueueMissing(app, 'puppet@1', new Date(0))).toBe(400);
 });
 
 const WEEK_MS = 7 * 24 * 3_600_000;
