@@ -42,7 +42,7 @@ const ONE_URL: Experiment = {
   backends: BOTH,
   run: (trial) =>
     inLab(trial, { latencyMs: 40, ...roomFor(trial) }, async (lab) => {
-      const { count, processes } = trial.full ? { count: 1_000, processes: 8 } : { count: 6, processes: 2 };
+      const { count, processes } = trial.full ? { count: 1_000, processes: 8 } : { count: 4, processes: 2 };
       await lab.workersOf(processes);
       const slowest = await rounds(trial, lab, 0, count);
       return judged(lab, count, { processes, 'slowest round, s': slowest });
@@ -94,7 +94,7 @@ const WRONG_CLOCK: Experiment = {
   run: (trial) => {
     const env = Object.fromEntries(TTLS.map((name) => [name, String(TTL_SECONDS)]));
     return inLab(trial, { latencyMs: 40, ...roomFor(trial), env }, async (lab) => {
-      const { count, processes } = trial.full ? { count: 1_000, processes: 7 } : { count: 6, processes: 1 };
+      const { count, processes } = trial.full ? { count: 1_000, processes: 7 } : { count: 4, processes: 1 };
       const began = await serverMicros(lab);
       await lab.workersOf(processes);
       const figures: Record<string, number> = {};

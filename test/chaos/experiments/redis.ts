@@ -170,7 +170,7 @@ const EMPTIED: Experiment = {
       await pause(trial.full ? 20_000 : 4_000);
       // So that some have not ended. Queues on PostgreSQL lose none, and work through them while the reads are measured.
       const bursts = trial.full ? { redis: 10, postgres: 0 }[trial.backend] : 1;
-      for (let i = bursts; i > 0; i--) await load.jobs.burst(trial.full ? 150 : 50);
+      for (let i = bursts; i > 0; i--) await load.jobs.burst(trial.full ? 150 : 30);
       const { outage, ended, killedAt, open } = await emptiedOutage(trial, lab, load);
       await pause(trial.full ? 20_000 : 4_000);
       const to = Date.now();
