@@ -130,10 +130,9 @@ export class Guard {
     this.events.tierFailed(this.tier.name, operation, reason, error);
     if (verdict === 'wrong') return error;
     const leftMs = started + deadlineMs - performance.now();
-    const alive =
-      verdict === 'away' &&
-      !late &&
-      (await this.#answersPing(Math.min(Math.max(leftMs, deadlineMs / 10), deadlineMs / 2)));
+    // A ping without any time would be no question.
+    const pingMs = Math.min(Math.max(leftMs, deadlineMs / 10), deadlineMs / 2);
+    const alive = verdict === 'away' && !late && (await this.#answersPing(pingMs));
     // What was asked before the tier came back says nothing about how it is now.
     if (verdict === 'away' && !alive && started > this.#upSince) this.#down(reasonOf(error));
     return new TierUnavailableError(this.tier.name, reasonOf(error), { cause: error });

@@ -139,7 +139,11 @@ export class Queues {
     return answered(this.get(name).isPaused(), DEADLINE_MS);
   }
 
-  /** Seconds that the longest waiting job has waited; 0 where none waits. @param counting its `counts`, where they are asked for anyway */
+  /**
+   * Seconds that the longest waiting job has waited; 0 where none waits.
+   *
+   * @param counting the queue's `counts`, where they are asked for anyway
+   */
   async oldestWaitingSeconds(name: QueueName, counting = this.counts(name)): Promise<number> {
     const { waiting = 0, paused = 0, prioritized = 0 } = await counting;
     const [queue, unturned] = [this.get(name), waiting + paused];

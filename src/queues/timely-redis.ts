@@ -59,7 +59,9 @@ function goByServerClock(backend: Commands): void {
 
 function asOurs([fields, id, limitedMs, dueAt]: Next, aheadMs: number): Next {
   const ours = (at: unknown) => Number(at) - aheadMs;
-  const began = Array.isArray(fields) ? fields.findIndex((name, i) => i % 2 === 0 && name === 'processedOn') : -1;
-  const job = Array.isArray(fields) && began >= 0 ? fields.with(began + 1, String(ours(fields[began + 1]))) : fields;
+  const isTime = (i: number, all: readonly string[]) => i % 2 === 1 && all[i - 1] === 'processedOn';
+  const job = Array.isArray(fields)
+    ? fields.map((value, i, all) => (isTime(i, all) ? String(ours(value)) : value))
+    : fields;
   return [job, id, limitedMs, Number(dueAt) > 0 ? ours(dueAt) : dueAt];
 }

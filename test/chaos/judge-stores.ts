@@ -139,10 +139,10 @@ export async function tiersAgree({ lab, urls }: Evidence, broken: Broken): Promi
   if (isMissing && found.compared === 0) broken('I4 nothing is in both tiers: nothing was compared');
   if (found.pendingReplays === null && lab.options.backend === 'redis') broken('I4 the journal does not answer');
   const repairs = () => lab.servers.sql<{ entry: string }>('select entry from redis_repairs');
-  const pending = await until('Redis to confirm all overwrites', async () => (await repairs()).length === 0, REPAIR_MS)
-    .then(() => [])
-    .catch(repairs);
-  for (const { entry } of pending.slice(0, 1))
-    broken(`I4 Redis has ${pending.length} overwrites yet to confirm: ${entry}`);
+  await until('Redis to confirm all overwrites', async () => (await repairs()).length === 0, REPAIR_MS).catch(
+    () => null,
+  );
+  const [unconfirmed] = await repairs();
+  if (unconfirmed) broken(`I4 Redis has yet to confirm the overwrite of ${unconfirmed.entry}`);
   if (found.pendingReplays) broken(`I4 ${found.pendingReplays} writes still wait for PostgreSQL`);
 }
