@@ -37,7 +37,7 @@ export interface End extends Ended {
   readonly state: string;
   /** As records name it. */
   readonly identity: string;
-  /** Milliseconds since the epoch, by the clock of its worker. */
+  /** Milliseconds since the epoch, by the clock of the queue's server. */
   readonly finishedOn: number;
 }
 
