@@ -1,6 +1,6 @@
 /** The crawl job: one URL in; raw bytes, thumbnail, perceptual hash and a record out, once per tenant. */
 import { performance } from 'node:perf_hooks';
-import type { Claims, Take } from '../src/cache/claims.js';
+import type { Claims, Holding } from '../src/cache/claims.js';
 import type { CrawlRecords, NewImage, ReadContent, UrlFacts } from '../src/cache/crawl-records.js';
 import type { NearDuplicate, SearchOptions } from '../src/cache/near-duplicates.js';
 import type { Fetched, Fetcher, Validators } from '../src/crawl/fetch.js';
@@ -73,30 +73,37 @@ export async function crawl(job: CrawlPayload, run: Run, tools: CrawlTools): Pro
     if (unresolved) await remember({ reason: 'dns', detail: error.message.replace(/^dns: /, '') });
     throw error;
   });
-  // The URL may serve other bytes by now, so that this run did not come to all that a dead one had claimed.
-  if (run.deaths > 0 && !run.signal.aborted) await releaseClaims(step);
+  // An earlier run died or waits no more, and this one did not come to all that it had claimed.
+  const mayHoldMore = run.deaths > 0 || fetchedContent(step) !== null;
+  if (mayHoldMore && !run.signal.aborted) await releaseClaims(step);
   return outcome;
 }
 
 async function crawlUrl(step: Step): Promise<CrawlOutcome> {
   const { outcome } = await knownUrl(step);
   if (outcome) return withoutVisit(step, outcome);
-  return claiming(step, async (take) => {
-    await take(`url:${sha256(step.job.url)}`).catch(async (error: unknown) => {
-      if (error instanceof DeferredError && error.delayMs > KEEPS_TURN_MS) await forgetVisit(step);
-      throw error;
-    });
+  return claiming(step, async (holding) => {
+    await takeInTime(step, holding, `url:${sha256(step.job.url)}`);
     const { outcome: byNow, stale } = await knownUrl(step);
-    const known = byNow ?? (await fetchedBefore(step));
+    const known = byNow ?? (await fetchedBefore(step, holding));
     if (known) return withoutVisit(step, known);
     const fetched = await fetchImage(step, stale);
     if (!fetched) return unchanged(step, stale as Stale);
     const contentHash = sha256(fetched.bytes);
+    await forgetOther(step, holding, contentHash);
     const validators = validatorsOf(step, fetched);
     const byContent = await knownContent(step, contentHash, validators);
-    if (!byContent) return crawlContent(step, take, { fetched, contentHash, validators });
+    if (!byContent) return crawlContent(step, holding, { fetched, contentHash, validators });
     if (step.job.force) await restoreObjects(step, fetched, contentHash);
     return byContent;
+  });
+}
+
+/** Takes what has to be had before the origin is asked; who cannot have it soon gives its turn there to the next in line. */
+async function takeInTime(step: Step, holding: Holding, subject: string): Promise<void> {
+  await holding.take(subject).catch(async (error: unknown) => {
+    if (error instanceof DeferredError && error.delayMs > KEEPS_TURN_MS) await forgetVisit(step);
+    throw error;
   });
 }
 
@@ -111,24 +118,33 @@ async function forgetVisit(step: Step): Promise<void> {
   if (booked) await step.politeness.forget(step.id, booked).catch(() => undefined);
 }
 
+/** The hash of the bytes that an earlier run fetched, and was put off for because another job worked on the same. */
+function fetchedContent({ remembered: { contentHash } }: Step): string | null {
+  return typeof contentHash === 'string' ? contentHash : null;
+}
+
 /**
- * For a run that was put off because another job worked on the same bytes: by now they may be known. While that job is
- * still at it, this one waits on, and does not ask the origin a second time.
+ * For such a run: by now the bytes may be known. While that job is still at it, this one waits on, and does not ask the
+ * origin a second time. Where that job came to nothing, one of those who wait asks anew, and the others go on waiting.
  */
-async function fetchedBefore(step: Step): Promise<CrawlOutcome | null> {
-  const { contentHash, etag, lastModified } = step.remembered as Partial<Validators> & { contentHash?: unknown };
-  if (typeof contentHash !== 'string') return null;
-  const validators = { etag: etag ?? null, lastModified: lastModified ?? null };
+async function fetchedBefore(step: Step, holding: Holding): Promise<CrawlOutcome | null> {
+  const contentHash = fetchedContent(step);
+  if (contentHash === null) return null;
+  const { etag = null, lastModified = null } = step.remembered as Partial<Validators>;
+  const known = () => knownContent(step, contentHash, { etag, lastModified });
   // Looked up before it is claimed: all who waited come at once, and none of them needs the others to have gone.
-  const known =
-    (await knownContent(step, contentHash, validators)) ??
-    (await claiming(step, async (take) => {
-      await take(`content:${contentHash}`);
-      return knownContent(step, contentHash, validators);
-    }));
-  // The URL is asked anew, and may serve other bytes by now: these say nothing of it any more.
-  if (!known) await step.remember({ contentHash: null });
-  return known;
+  const byNow = await known();
+  if (byNow) return byNow;
+  await takeInTime(step, holding, `content:${contentHash}`);
+  return known();
+}
+
+/** The URL was asked anew, and serves other bytes by now: those of before say nothing of it any more. */
+async function forgetOther(step: Step, holding: Holding, contentHash: string): Promise<void> {
+  const before = fetchedContent(step);
+  if (before === null || before === contentHash) return;
+  await step.remember({ contentHash: null });
+  await holding.giveBack(`content:${before}`);
 }
 
 interface NewContent {
@@ -137,9 +153,10 @@ interface NewContent {
   readonly validators: Validators;
 }
 
-async function crawlContent(step: Step, take: Take, { fetched, contentHash, validators }: NewContent): Promise<Kept> {
+async function crawlContent(step: Step, holding: Holding, found: NewContent): Promise<Kept> {
+  const { fetched, contentHash, validators } = found;
   try {
-    await take(`content:${contentHash}`);
+    await holding.take(`content:${contentHash}`);
     const knownByNow = await knownContent(step, contentHash, validators);
     if (knownByNow) return knownByNow;
     const image = await processed(step, fetched);
@@ -356,7 +373,10 @@ async function releaseClaims({ claims, job: { tenantId }, jobId: holder }: Step)
   await claims.releaseAll({ tenantId, holder }).catch(() => undefined);
 }
 
-function claiming<T>({ claims, leaseMs, jobId: holder, job: { tenantId } }: Step, work: (take: Take) => Promise<T>) {
+function claiming<T>(
+  { claims, leaseMs, jobId: holder, job: { tenantId } }: Step,
+  work: (holding: Holding) => Promise<T>,
+) {
   return claims.during({ tenantId, holder }, leaseMs, work);
 }
 

@@ -147,8 +147,8 @@ async function record<Faces>(step: Step, kind: Kind<FacesKey, Faces>, model: str
 
 async function claimed(step: Step, work: () => Promise<EmbeddingOutcome>): Promise<EmbeddingOutcome> {
   const { tenantId, contentHash } = step.job;
-  return step.claims.during({ tenantId, holder: step.jobId }, step.leaseMs, async (take) => {
-    await take(`faces:${step.engine.models.embedding}:${contentHash}`);
+  return step.claims.during({ tenantId, holder: step.jobId }, step.leaseMs, async (holding) => {
+    await holding.take(`faces:${step.engine.models.embedding}:${contentHash}`);
     return work();
   });
 }

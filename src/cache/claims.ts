@@ -49,30 +49,52 @@ const RELEASE_ALL = {
   text: 'delete from claims where tenant_id = $1 and holder = $2',
 };
 
-/** Claims a subject until the work is done. */
-export type Take = (subject: string) => Promise<void>;
+/** What a job claims as its work goes on; it asks for no more than it needs next. */
+export interface Holding {
+  /** @throws {DeferredError} where another holder has it: the caller should come back, and not wait in a slot */
+  take(subject: string): Promise<void>;
+  /** Before the work is done. */
+  giveBack(subject: string): Promise<void>;
+}
 
 export class Claims {
   constructor(private readonly query: Query) {}
 
   /**
-   * Runs `work`, which takes claims as it goes on; each for at most `leaseMs`, and all are given back together at its end.
-   * To take one throws `DeferredError` where another holder has it: the caller should come back, and not wait in a slot.
+   * Runs `work`, which takes claims as it goes on; each for at most `leaseMs`. At its end all are given back together,
+   * unless it ends because one was refused: such work goes on when that one is free, and keeps what it has meanwhile. So
+   * whoever takes several takes them in one order, or two jobs wait for each other until their leases end.
    *
-   * @throws {DeferredError}
+   * @throws {DeferredError} where another holder has what `work` needs
    * @throws {TierUnavailableError}
    */
-  async during<T>(owner: Owner, leaseMs: number, work: (take: Take) => Promise<T>): Promise<T> {
+  async during<T>(owner: Owner, leaseMs: number, work: (holding: Holding) => Promise<T>): Promise<T> {
     const taken = new Map<string, string>();
-    try {
-      return await work(async (subject) => {
+    let refusal: DeferredError | undefined;
+    // A claim that could not be given back holds nobody up for longer than its lease, and its own job not at all.
+    const release = (some: ReadonlyMap<string, string>) => this.release(owner, some).catch(() => undefined);
+    const holding: Holding = {
+      take: async (subject) => {
         const answer = await this.take({ ...owner, subject }, leaseMs);
-        if (!answer.taken) throw new DeferredError(comeBackAfter(answer.heldForMs), `${subject} is claimed`);
-        taken.set(subject, answer.since);
-      });
+        if (answer.taken) return void taken.set(subject, answer.since);
+        refusal = new DeferredError(comeBackAfter(answer.heldForMs), `${subject} is claimed`);
+        throw refusal;
+      },
+      giveBack: async (subject) => {
+        const since = taken.get(subject);
+        if (since === undefined) return;
+        taken.delete(subject);
+        await release(new Map([[subject, since]]));
+      },
+    };
+    let waits = false;
+    try {
+      return await work(holding);
+    } catch (error) {
+      waits = error === refusal;
+      throw error;
     } finally {
-      // A claim that could not be given back holds nobody up for longer than its lease, and its own job not at all.
-      if (taken.size > 0) await this.release(owner, taken).catch(() => undefined);
+      if (!waits && taken.size > 0) await release(taken);
     }
   }
 

@@ -124,7 +124,7 @@ test('a run that has lost its job gives back nothing that the next run has taken
 
 /** Does something under one claim. */
 function holding<T>(claim: Claim, leaseMs: number, work: () => Promise<T>): Promise<T> {
-  return claims.during(claim, leaseMs, async (take) => {
+  return claims.during(claim, leaseMs, async ({ take }) => {
     await take(claim.subject);
     return work();
   });
@@ -169,17 +169,41 @@ test('work under a claim that somebody else has is put off and not begun', async
   expect(await holderOf(claim)).toBe('other');
 });
 
-test('what the work claimed until another claim was refused is free again', async () => {
+test('what the work claimed until another claim was refused stays its own, for the time when it comes back', async () => {
   const tenantId = freshTenant();
   const [first, second] = [claimOf('job', { tenantId }), claimOf('other', { tenantId, subject: 'content:1' })];
-  await claims.take(second, LONG);
-  const work = claims.during(first, LONG, async (take) => {
-    await take(first.subject);
-    expect(await holderOf(first)).toBe('job');
-    await take(second.subject);
+  const taken = await taking(second);
+  const work = () =>
+    claims.during(first, LONG, async ({ take }) => {
+      await take(first.subject);
+      await take(second.subject);
+    });
+  await expect(work()).rejects.toBeInstanceOf(DeferredError);
+  expect(await Promise.all([first, second].map(holderOf))).toEqual(['job', 'other']);
+  await claims.release(second, taken);
+  await work();
+  expect(await Promise.all([first, second].map(holderOf))).toEqual([undefined, undefined]);
+});
+
+test('work that was put off for another reason than a claim holds nothing meanwhile', async () => {
+  const claim = claimOf('worker', { tenantId: freshTenant() });
+  const putOff = new DeferredError(1, 'its host is busy');
+  await expect(holding(claim, LONG, () => Promise.reject(putOff))).rejects.toBe(putOff);
+  expect(await holderOf(claim)).toBeUndefined();
+});
+
+test('what the work needs no more is free before its end, and the rest is not', async () => {
+  const claim = claimOf('worker', { tenantId: freshTenant() });
+  const unneeded = { ...claim, subject: 'content:1' };
+  await claims.during(claim, LONG, async ({ take, giveBack }) => {
+    await take(claim.subject);
+    await take(unneeded.subject);
+    await giveBack(unneeded.subject);
+    await giveBack('what it never had');
+    expect(await Promise.all([claim, unneeded].map(holderOf))).toEqual(['worker', undefined]);
+    await claims.take({ ...unneeded, holder: 'other' }, LONG);
   });
-  await expect(work).rejects.toBeInstanceOf(DeferredError);
-  expect(await Promise.all([first, second].map(holderOf))).toEqual([undefined, 'other']);
+  expect(await Promise.all([claim, unneeded].map(holderOf))).toEqual([undefined, 'other']);
 });
 
 test('work that outlived its lease does not release its heir', async () => {

@@ -115,7 +115,7 @@ function dyingAt(step: Step, app: App): Partial<App> {
       return {
         claims: instead(app.claims, {
           during: (during) => (owner, ms, work) =>
-            during(owner, ms, (take) => work((subject) => take(subject).then(die))),
+            during(owner, ms, (holding) => work({ ...holding, take: (subject) => holding.take(subject).then(die) })),
         }),
       };
     case 'fetched':

@@ -94,9 +94,10 @@ class Model {
 
   run(job: Job, dieAt: Step | null): End {
     const tenant = this.tenants.get(job.tenant) as TenantModel;
+    const mayHoldMore = job.deaths > 0 || this.fetched.has(job.id);
     const crawled = this.#crawl(tenant, job, dieAt);
     const end = crawled === 'no image' ? this.#refuse(tenant, job, dieAt) : crawled;
-    if (job.deaths > 0 && !NO_ENDS.includes(end)) this.#releaseAll(tenant, job);
+    if (mayHoldMore && !NO_ENDS.includes(end)) this.#releaseAll(tenant, job);
     return end;
   }
 
@@ -104,7 +105,7 @@ class Model {
     if (this.postgresIsUp) tenant.releaseAll(job);
   }
 
-  /** A claim is given back, unless its holder dies. */
+  /** A claim is given back, unless its holder dies, or is put off because it cannot have a further one. */
   #claimed<E>(tenant: TenantModel, subject: string, job: Job, work: () => E): E | 'deferred' | 'unavailable' {
     if (!this.postgresIsUp) return 'unavailable';
     const holder = tenant.claims.get(subject);
@@ -112,7 +113,7 @@ class Model {
     tenant.claims.set(subject, job.id);
     tenant.expired.delete(subject);
     const end = work();
-    if (end !== 'dead') tenant.claims.delete(subject);
+    if (end !== 'dead' && end !== 'deferred') tenant.claims.delete(subject);
     return end;
   }
 
@@ -132,16 +133,25 @@ class Model {
     return this.#claimed(tenant, `u${job.url}`, job, () => {
       if (dieAt === 'claimed') return 'dead';
       const before = this.fetched.get(job.id);
-      if (before !== undefined) {
-        const end = this.#claimed(tenant, `c${before}`, job, () => this.#knownContent(tenant, job, before, dieAt));
-        if (end) return end;
-      }
-      const content = this.served[job.url] as number;
-      this.requests[job.url] = (this.requests[job.url] as number) + 1;
-      if (dieAt === 'fetched') return 'dead';
-      if (content === NO_IMAGE) return 'no image';
-      return this.#knownContent(tenant, job, content, dieAt) ?? this.#store(tenant, job, content, dieAt);
+      if (before === undefined) return this.#fetch(tenant, job, dieAt);
+      return (
+        this.#knownContent(tenant, job, before, dieAt) ??
+        this.#claimed(tenant, `c${before}`, job, () => this.#fetch(tenant, job, dieAt))
+      );
     });
+  }
+
+  #fetch(tenant: TenantModel, job: Job, dieAt: Step | null): End | 'no image' {
+    const content = this.served[job.url] as number;
+    this.requests[job.url] = (this.requests[job.url] as number) + 1;
+    const before = this.fetched.get(job.id);
+    if (before !== undefined && before !== content) {
+      this.fetched.delete(job.id);
+      tenant.claims.delete(`c${before}`);
+    }
+    if (dieAt === 'fetched') return 'dead';
+    if (content === NO_IMAGE) return 'no image';
+    return this.#knownContent(tenant, job, content, dieAt) ?? this.#store(tenant, job, content, dieAt);
   }
 
   #knownContent(tenant: TenantModel, job: Job, content: number, dieAt: Step | null): End | null {
