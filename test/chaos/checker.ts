@@ -43,8 +43,6 @@ export interface Expected {
    * connection, an end can be committed and its answer lost.
    */
   readonly uncounted?: number;
-  /** How much the clocks of workers may be ahead of or behind PostgreSQL’s, in milliseconds; default that of their queue's. */
-  readonly clocksApartMs?: number;
 }
 
 export interface Judgement {
@@ -55,9 +53,6 @@ export interface Judgement {
 
 const MOST_SHOWN = 20;
 
-/** The end of a job is told by the clock of its queue's server as of the last answer, less the way of that. */
-const BEHIND_MS = 2_000;
-
 export async function judge(lab: Lab, expected: Expected): Promise<Judgement> {
   const violations: string[] = [];
   const broken = (what: string) => void violations.push(what);
@@ -66,7 +61,7 @@ export async function judge(lab: Lab, expected: Expected): Promise<Judgement> {
   const lost = everyJobEnded(evidence, expected, broken);
   resultsAreKept(evidence, expected, broken);
   outcomesAreTrue(evidence, broken);
-  skipsAreFounded(evidence, { clocksApartMs: BEHIND_MS, ...expected }, broken);
+  skipsAreFounded(evidence, expected, broken);
   originWasSpared(evidence, expected, broken);
   countersAgree(evidence, expected, broken);
   recordsAreOne(evidence, broken);

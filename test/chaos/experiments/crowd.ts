@@ -81,7 +81,6 @@ const ONE_CONTENT: Experiment = {
 
 const SHIFTED_CLOCK = new URL('../shifted-clock.js', import.meta.url).href;
 const SHIFT_MS = 10 * 60_000;
-const SECOND_MS = 1_000;
 /** So short that ten minutes more or less cannot be overlooked. */
 const TTL_SECONDS = 300;
 const TTL_JITTER = 0.1;
@@ -120,12 +119,7 @@ const WRONG_CLOCK: Experiment = {
         figures[`runs, ${name}`] = runs;
         if (name === 'fast') await shifted.stop();
       }
-      const judgement = await lab.check({
-        mostRequests: 1,
-        metrics: await lab.metrics(),
-        clocksApartMs: SHIFT_MS + SECOND_MS,
-      });
-      const all = hold(judgement, figures);
+      const all = hold(await lab.check({ mostRequests: 1, metrics: await lab.metrics() }), figures);
       must(all.stored === count && all.requests === count, `of ${count} rounds ${all.stored} jobs stored`);
       return all;
     });
