@@ -38,6 +38,8 @@ export interface Expected {
   readonly inVain?: number;
   /** The text of every worker's `/metrics`, for I6. */
   readonly metrics?: readonly string[];
+  /** Embedding jobs that had failed, were retried by hand, and ended otherwise: counted both times, for I6. */
+  readonly failedBefore?: number;
   /**
    * How many ends the workers may have missed to count, for I6; default 0. Where PostgreSQL keeps the queue and breaks a
    * connection, an end can be committed and its answer lost.

@@ -45,10 +45,8 @@ export interface Evidence {
   readonly lab: Lab;
   /** One for each accepted job. */
   readonly ends: readonly End[];
-  /** Of everything in the queue that has ended, also what nobody was told is accepted. */
-  readonly ended: readonly Ended[];
-  /** Why embedding jobs failed. */
-  readonly failedEmbeddings: readonly string[];
+  /** Of everything in each queue that has ended, also what nobody was told is accepted. */
+  readonly ended: Readonly<Record<QueueName, readonly Ended[]>>;
   readonly contents: readonly ContentRow[];
   readonly urls: readonly UrlRow[];
   /** Keys of the object store. */
@@ -72,13 +70,10 @@ export async function gather(lab: Lab): Promise<Evidence> {
   const urls = await lab.servers.sql<UrlRow>(
     `select tenant_id as tenant, url, content_hash as hash, ${MILLIS} from crawl_cache`,
   );
-  const ended = [...(await jobsOf(lab, 'crawl', 'completed')), ...(await jobsOf(lab, 'crawl', 'failed'))];
-  const failed = await jobsOf(lab, 'embedding', 'failed');
   return {
     lab,
     ends,
-    ended: ended.map(endOf),
-    failedEmbeddings: failed.map(({ failedReason }) => failedReason),
+    ended: { crawl: await endedIn(lab, 'crawl'), embedding: await endedIn(lab, 'embedding') },
     contents,
     urls,
     objects: await objectsOf(lab),
@@ -115,6 +110,10 @@ export async function jobsOf({ app }: Lab, name: QueueName, state: 'completed' |
     jobs.push(...page);
     if (page.length === 0) return jobs;
   }
+}
+
+async function endedIn(lab: Lab, name: QueueName): Promise<Ended[]> {
+  return [...(await jobsOf(lab, name, 'completed')), ...(await jobsOf(lab, name, 'failed'))].map(endOf);
 }
 
 function endOf({ returnvalue, failedReason }: Job): Ended {

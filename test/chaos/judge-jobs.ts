@@ -116,34 +116,45 @@ export function originWasSpared({ lab, ends }: Evidence, { mostRequests, inVain 
   }
 }
 
+/** By queue: what counts its ends, and how an end is named there. */
+const COUNTED = {
+  crawl: {
+    series: /^crawl_images_total\{outcome="(.*?)",reason="(.*?)"\} (\d+)/gm,
+    nameOf: ({ outcome, error }: Ended) =>
+      outcome?.outcome ? `${outcome.outcome} ${outcome.reason ?? ''}` : `failed ${failureReasonOf(error ?? '')}`,
+  },
+  embedding: {
+    series: /^embedding_images_total\{outcome="(.*?)"()\} (\d+)/gm,
+    nameOf: ({ outcome }: Ended) => `${outcome?.outcome ?? 'failed'} `,
+  },
+};
+
 /** Counted once each, over all processes. */
-export function countersAgree({ ended }: Evidence, { metrics, uncounted = 0 }: Expected, broken: Broken): void {
+export function countersAgree({ ended }: Evidence, expected: Expected, broken: Broken): void {
+  const { metrics, uncounted = 0, failedBefore = 0 } = expected;
   if (!metrics) return;
-  const counted = countedEnds(metrics);
-  const were = new Map<string, number>();
-  for (const end of ended) were.set(nameOf(end), (were.get(nameOf(end)) ?? 0) + 1);
   let missed = 0;
-  for (const key of new Set([...counted.keys(), ...were.keys()])) {
-    const [said, was] = [counted.get(key) ?? 0, were.get(key) ?? 0];
-    missed += Math.max(0, was - said);
-    const isWrong = said > was || (said < was && missed > uncounted);
-    if (isWrong) broken(`I6 the workers counted ${said} of "${key}", and there were ${was}`);
+  for (const queue of ['crawl', 'embedding'] as const) {
+    const { series, nameOf } = COUNTED[queue];
+    const counted = countedEnds(metrics, series);
+    const were = new Map(queue === 'embedding' && failedBefore > 0 ? [['failed ', failedBefore]] : []);
+    for (const end of ended[queue]) were.set(nameOf(end), (were.get(nameOf(end)) ?? 0) + 1);
+    for (const key of new Set([...counted.keys(), ...were.keys()])) {
+      const [said, was] = [counted.get(key) ?? 0, were.get(key) ?? 0];
+      missed += Math.max(0, was - said);
+      const isWrong = said > was || (said < was && missed > uncounted);
+      if (isWrong) broken(`I6 the workers of ${queue} counted ${said} of "${key.trim()}", and there were ${was}`);
+    }
   }
 }
 
-function countedEnds(metrics: readonly string[]): Map<string, number> {
+function countedEnds(metrics: readonly string[], series: RegExp): Map<string, number> {
   const counted = new Map<string, number>();
   for (const text of metrics) {
-    const lines = text.matchAll(/^crawl_images_total\{outcome="(.*?)",reason="(.*?)"\} (\d+)/gm);
-    for (const [, outcome, reason, value] of lines) {
+    for (const [, outcome, reason, value] of text.matchAll(series)) {
       const key = `${outcome} ${reason}`;
       counted.set(key, (counted.get(key) ?? 0) + Number(value));
     }
   }
   return counted;
-}
-
-function nameOf({ outcome, error }: Ended): string {
-  if (outcome?.outcome) return `${outcome.outcome} ${outcome.reason ?? ''}`;
-  return `failed ${failureReasonOf(error ?? '')}`;
 }

@@ -1,5 +1,5 @@
 /** Bytes that are not what was written: in Redis, in a column of PostgreSQL, in an object. */
-import { mkdir, readFile, rm, truncate, writeFile } from 'node:fs/promises';
+import { mkdir, readFile, rm, stat, truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { HEAD_BYTES } from '../../../src/cache/envelope.js';
 import { type Lookup, lookup } from '../../../src/cache/tier.js';
@@ -199,18 +199,37 @@ async function objects(lab: Lab, count: number, from: number): Promise<number> {
   const worker = await lab.worker();
   await lab.settled();
   await objectsFailed(lab, stored);
-  for (const { path, bytes } of stored) {
-    await rm(path, { recursive: true, force: true });
-    await writeFile(path, bytes);
-  }
+  await storedAgain(lab, stored);
   // As `hybrid-cache failed retry` does.
   const failed = await jobsOf(lab, 'embedding', 'failed');
   for (const job of failed) await job.retry('failed');
   await lab.settled();
   must(worker.isAlive, 'a worker died of a damaged object');
   const { failed: still } = await lab.app.queues.counts('embedding');
-  must(still === 0, `${still} embedding jobs failed again, with their objects restored`);
+  must(still === 0, `${still} embedding jobs failed again, with their objects stored again`);
   return count;
+}
+
+/** As an operator has it done who reads of the reason: `force`, on the URLs. */
+async function storedAgain(lab: Lab, stored: readonly Stored[]): Promise<void> {
+  // Where a folder lies in the way of a file, no writer removes it.
+  for (const { path } of stored)
+    if ((await stat(path).catch(() => null))?.isDirectory()) await rm(path, { recursive: true });
+  const hashes = [stored.map(({ hash }) => hash)];
+  const rows = await lab.servers.sql<{ url: string }>(
+    'select url from crawl_cache where content_hash = any($1)',
+    hashes,
+  );
+  must(rows.length === stored.length, `${rows.length} URLs serve ${stored.length} damaged objects`);
+  await lab.enqueue(
+    rows.map(({ url }) => url),
+    { force: true },
+  );
+  await lab.settled();
+  for (const { hash, path, bytes } of stored) {
+    const now = await readFile(path).catch(() => null);
+    must(now?.equals(bytes) ?? false, `the object of ${hash} is still damaged, after a forced crawl`);
+  }
 }
 
 /** Each with a reason that says whose fault it is; nothing is remembered of the image, and nothing was made of it. */
@@ -261,7 +280,7 @@ const DAMAGED: Experiment = {
       await worker.stop();
 
       figures.objects = await objects(lab, count, count);
-      return hold(await lab.check({ metrics: await lab.metrics() }), figures);
+      return hold(await lab.check({ metrics: await lab.metrics(), failedBefore: count }), figures);
     }),
 };
 

@@ -106,6 +106,14 @@ function warnings(lines: readonly string[]): string[] {
   });
 }
 
+/** What the API's metrics say of the Redis of the queue. */
+async function mayEvict(api: string): Promise<number> {
+  const response = await fetch(`${api}/metrics`);
+  const series = /^hybrid_cache_redis_may_evict\{server="queue"\} (\d)$/m.exec(await response.text());
+  must(series !== null, 'the metrics do not say whether the queue may be evicted');
+  return Number(series?.[1]);
+}
+
 /** A new process' write without PostgreSQL: whether the library calls it durable. */
 async function writesWithoutPostgres({ env }: Lab, key: string, tries: number): Promise<boolean[]> {
   const app = openChaosApp(toConfig(env), { logger: createLogger('silent') });
@@ -131,7 +139,10 @@ const EVICTING: Experiment = {
       const journaled = () => lab.servers.redis((redis) => redis.xlen('hc:replay'));
       const lines: Record<'unlimited' | 'limited' | 'changed', string[]> = { unlimited: [], limited: [], changed: [] };
       const worker = (name: keyof typeof lines) => lab.worker({ onLine: (line) => lines[name].push(line) });
+      const api = await lab.serve();
+      must((await mayEvict(api)) === 0, 'the metric says that the queue may be evicted where nothing evicts');
       await set('maxmemory-policy', 'allkeys-lru');
+      await until('the metric to say so of the queue', async () => (await mayEvict(api)) === 1, 2 * WATCHED_MS);
       const said = (name: keyof typeof lines) => warnings(lines[name]).join();
       await worker('unlimited');
       await until('a warning', () => said('unlimited') === 'warn allkeys-lru');

@@ -23,6 +23,14 @@ import { Callers, type KnownImage } from './callers.js';
 import { watchMemory } from './memory-watch.js';
 import { away, type Fault, faultOf, mustBeQuick } from './outages.js';
 
+/** Of a worker of a run, in both queues. */
+const SLOTS = 10;
+
+/** Where the queue's own connections break, so many ends may be committed without a worker hearing so. */
+function unheard({ backend }: Trial, workers: number, times: number): number {
+  return backend === 'postgres' ? SLOTS * workers * times : 0;
+}
+
 /** A job that was taken before its worker noticed may be told of this much later. */
 const TOLD_LATE_MS = 1_000;
 
@@ -99,7 +107,9 @@ const STOPPED: Experiment = {
         library.unanswered < library.reads.length / 10,
         `${library.unanswered} reads of durable entries knew nothing`,
       );
-      return hold(await lab.check(), Object.assign({}, ...outages, unanswered));
+      const uncounted = unheard(trial, processes, outages.length);
+      const judgement = await lab.check({ metrics: await lab.metrics(), uncounted });
+      return hold(judgement, Object.assign({}, ...outages, unanswered));
     }),
 };
 
@@ -234,8 +244,6 @@ async function suffered(trial: Trial, lab: Lab, trouble: Trouble, callers: Calle
   return { [`slowest call, ${name}, ms`]: `${Math.round(worst)} (${method})` };
 }
 
-/** Two workers with eight slots each, twice disconnected. */
-const MOST_UNHEARD = 32;
 /** MiB that a worker may have grown by, from the first quarter of the run to the last. */
 const GROWTH_MIB = 64;
 
@@ -272,8 +280,8 @@ const UNABLE: Experiment = {
       );
       const kept = all.reduce((sum, { callers: { kept } }) => sum + kept.faces.length + kept.records.length, 0);
       must(kept > 0, 'no write was called durable: nothing was tried');
-      // Where the queue's own connections break, an end may be committed without its worker hearing so.
-      const uncounted = trial.backend === 'postgres' ? MOST_UNHEARD : 0;
+      // Frozen and full.
+      const uncounted = unheard(trial, workers.length, 2);
       const judgement = await lab.check({ metrics: await lab.metrics(), uncounted });
       mustBeWithin(trial, 'what a worker grew by in MiB', grown, GROWTH_MIB);
       return hold(judgement, { ...figures, 'writes looked up': kept, 'memory grown, MiB': grown });

@@ -15,7 +15,9 @@ import { away, embedAll, holdLibrary, inFlight, killRedis, type Load, readsMeanw
 const [A, B] = ['invalidated', 'untouched'];
 const OLD = '00000000000000aa';
 const NEW = '00000000000000bb';
+/** How long reads go on once everybody sees Redis again. */
 const READS_MS = 3_000;
+const BETWEEN_READS_MS = 50;
 const FEWEST_READS = 50;
 /** Contents of the tenants that the load does not ask for. */
 const FROM = 1_000_000;
@@ -27,40 +29,82 @@ interface Before {
   readonly ofB: readonly string[];
 }
 
-/** Reads for some seconds, in this process and in one that begins only now. @returns what was wrong */
-async function readsAfterSetBack(lab: Lab, before: Before) {
-  const wrong: string[] = [];
-  const skipped = new Set<string>();
-  let reads = 0;
-  const late = openChaosApp(toConfig(lab.env), { logger: createLogger('silent') });
-  const read = async ({ cache, connection }: Lab['app'], random: () => number) => {
-    const isUp = () => connection.tiers.redis?.guard.isUp;
-    for (const end = Date.now() + READS_MS; Date.now() < end || !isUp() || reads < FEWEST_READS; ) {
-      const [key, old, known] = [pick(random, before.keys), pick(random, before.ofA), pick(random, before.ofB)];
+/** A skip that the library told of, and when. */
+interface Skip {
+  readonly url: string;
+  readonly at: number;
+}
+
+/** Programs that read of both tenants until they are stopped: what A had invalidated, and what B has. */
+class Readers {
+  reads = 0;
+  readonly wrong: string[] = [];
+  /** Of what A had invalidated. */
+  readonly skips: Skip[] = [];
+  #stopped = false;
+  readonly #reading = new Set<Promise<void>>();
+
+  constructor(private readonly before: Before) {}
+
+  add({ cache }: Lab['app'], random: () => number): void {
+    this.#reading.add(this.#readOn(cache, random));
+  }
+
+  async stop(): Promise<void> {
+    this.#stopped = true;
+    await Promise.all(this.#reading);
+  }
+
+  async #readOn(cache: Lab['app']['cache'], random: () => number): Promise<void> {
+    const { keys, ofA, ofB } = this.before;
+    while (!this.#stopped) {
+      const [key, old, known] = [pick(random, keys), pick(random, ofA), pick(random, ofB)];
       const [forgotten, newer, isSkipped, isKnown] = await Promise.all([
         cache.getCachedPerceptualHash(key, A),
         cache.getCachedPerceptualHash(key, B),
         cache.shouldSkipUrl(old, A),
         cache.shouldSkipUrl(known, B),
       ]);
-      reads += 1;
-      if (forgotten !== null) wrong.push(`I4 ${A} was given ${forgotten}, which it had invalidated`);
-      if (newer !== NEW) wrong.push(`I4 ${B} was given ${newer}, and not what was written last`);
-      if (isSkipped.shouldSkip) skipped.add(old);
-      if (!isKnown.shouldSkip) wrong.push(`I4 ${B} does not know ${known}`);
+      this.reads += 1;
+      if (forgotten !== null) this.wrong.push(`I4 ${A} was given ${forgotten}, which it had invalidated`);
+      if (newer !== NEW) this.wrong.push(`I4 ${B} was given ${newer}, and not what was written last`);
+      if (isSkipped.shouldSkip) this.skips.push({ url: old, at: Date.now() });
+      if (!isKnown.shouldSkip) this.wrong.push(`I4 ${B} does not know ${known}`);
+      await pause(BETWEEN_READS_MS);
     }
-  };
+  }
+}
+
+/** On for some seconds, also in a process that begins only now. */
+async function readAfterSetBack(lab: Lab, readers: Readers): Promise<void> {
+  const late = openChaosApp(toConfig(lab.env), { logger: createLogger('silent') });
   try {
-    await Promise.all([read(lab.app, lab.randomFor('early reader')), read(late, lab.randomFor('late reader'))]);
+    readers.add(late, lab.randomFor('late reader'));
+    const least = readers.reads + FEWEST_READS;
+    await pause(READS_MS);
+    await until('reads by a process that sees Redis', () => {
+      return late.connection.tiers.redis?.guard.isUp && readers.reads >= least;
+    });
+    await readers.stop();
   } finally {
     await late.close();
   }
-  // Jobs of the old snapshot may have crawled it anew by now: then there is a record.
-  const rows = await lab.servers.sql<{ url: string }>('select url from crawl_cache where tenant_id = $1', [A]);
-  const known = new Set(rows.map(({ url }) => url));
-  for (const url of skipped)
-    if (!known.has(url)) wrong.push(`I3 ${A} was told to skip ${url}, which it had invalidated`);
-  return { reads, wrong: wrong.slice(0, 10) };
+}
+
+/** Jobs of the old snapshot may have crawled it anew: then there is a record, from before the skip. */
+async function unfoundedSkips(lab: Lab, skips: readonly Skip[]): Promise<string[]> {
+  const rows = await lab.servers.sql<{ url: string; since: number }>(
+    `select url, (extract(epoch from min(created_at)) * 1000)::float8 as since
+       from crawl_cache
+       where tenant_id = $1 and generation = (select generation from cache_generations where tenant_id = $1)
+       group by url`,
+    [A],
+  );
+  const since = new Map(rows.map((row) => [row.url, row.since]));
+  const wrong = skips.filter(({ url, at }) => at < Math.floor(since.get(url) ?? Number.POSITIVE_INFINITY));
+  return wrong.map(
+    ({ url }) => `I3 ${A} was told to skip ${url}, which it had invalidated, before it was crawled again`,
+  );
 }
 
 async function written(lab: Lab, keys: readonly string[], tenantId: string, value: string): Promise<void> {
@@ -120,9 +164,14 @@ async function run(trial: Trial, lab: Lab): Promise<Figures> {
   await pause(Math.max(0, copiedAt + sizes.ageMs - Date.now()));
   await inFlight(lab, load);
   const before = { keys, ofA, ofB: [...ofB, ...later] };
-  const { killedAt, figures } = await setBack(trial, lab, load, before, restore);
-  const { reads, wrong } = await readsAfterSetBack(lab, before);
-  if (wrong.length > 0) throw new ViolationError(wrong);
+  const readers = new Readers(before);
+  readers.add(lab.app, lab.randomFor('early reader'));
+  const { killedAt, figures } = await setBack(trial, lab, load, before, restore)
+    .then((back) => readAfterSetBack(lab, readers).then(() => back))
+    .finally(() => readers.stop());
+  const { reads, skips } = readers;
+  const wrong = [...readers.wrong, ...(await unfoundedSkips(lab, skips))];
+  if (wrong.length > 0) throw new ViolationError(wrong.slice(0, 10));
   await load.stop();
   await lab.settled();
   await askedAgain(lab);
