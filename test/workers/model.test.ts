@@ -3,7 +3,8 @@
  * outages of either tier, leases that end, and invalidations there is, PostgreSQL, the object store, the claims and the
  * origin's count are what the model says, and in the end every job is done and both tiers agree.
  *
- * Without PostgreSQL a run comes to nothing, or to what Redis alone can tell it, and writes nothing.
+ * Without PostgreSQL a run comes to nothing, or to what Redis alone can tell it, and writes nothing. Each tier can also go
+ * in the middle of a run, right after any of its steps.
  */
 import fc from 'fast-check';
 import { afterAll, beforeAll, expect, test } from 'vitest';
@@ -33,6 +34,11 @@ const FIRST: readonly number[] = [0, 1, NO_IMAGE];
 /** What a process may have done last, in the order of the job. */
 const STEPS = ['claimed', 'fetched', 'objects put', 'committed', 'in Redis', 'embedding enqueued'] as const;
 type Step = (typeof STEPS)[number];
+/** What happens to a run right after a step: its process is gone, or a tier is. */
+interface Fault {
+  readonly after: Step;
+  readonly what: 'death' | 'redis' | 'postgres';
+}
 /** How a run ended. */
 type End = 'stored' | 'skipped url' | 'skipped content' | 'rejected not-an-image' | 'deferred' | 'unavailable' | 'dead';
 /** It runs again. */
@@ -85,18 +91,18 @@ class Model {
   readonly fetched = new Map<string, number>();
   redisIsUp = true;
   postgresIsUp = true;
-  /** Jobs that ended without PostgreSQL, and could not give back what dead runs of theirs had claimed. */
+  /** Jobs that ran without PostgreSQL, and could not give back what they had claimed. */
   readonly unreleased = new Set<string>();
 
   endLeases(): void {
     for (const { claims, expired } of this.tenants.values()) for (const subject of claims.keys()) expired.add(subject);
   }
 
-  run(job: Job, dieAt: Step | null): End {
+  run(job: Job, fault: Fault | null): End {
     const tenant = this.tenants.get(job.tenant) as TenantModel;
     const mayHoldMore = job.deaths > 0 || this.fetched.has(job.id);
-    const crawled = this.#crawl(tenant, job, dieAt);
-    const end = crawled === 'no image' ? this.#refuse(tenant, job, dieAt) : crawled;
+    const crawled = this.#crawl(tenant, job, fault);
+    const end = crawled === 'no image' ? this.#refuse(tenant, job, fault) : crawled;
     if (mayHoldMore && !NO_ENDS.includes(end)) this.#releaseAll(tenant, job);
     return end;
   }
@@ -105,7 +111,15 @@ class Model {
     if (this.postgresIsUp) tenant.releaseAll(job);
   }
 
-  /** A claim is given back, unless its holder dies, or is put off because it cannot have a further one. */
+  /** Of a tier that goes: PostgreSQL; without Redis a run goes on as if nothing had been. @returns whether the run is over */
+  #suffers(fault: Fault | null, after: Step): 'dead' | 'unavailable' | null {
+    if (fault?.after !== after || fault.what === 'redis') return null;
+    if (fault.what === 'death') return 'dead';
+    this.postgresIsUp = false;
+    return 'unavailable';
+  }
+
+  /** A claim is given back, unless nobody can any more, or its holder is put off because it cannot have a further one. */
   #claimed<E>(tenant: TenantModel, subject: string, job: Job, work: () => E): E | 'deferred' | 'unavailable' {
     if (!this.postgresIsUp) return 'unavailable';
     const holder = tenant.claims.get(subject);
@@ -113,35 +127,42 @@ class Model {
     tenant.claims.set(subject, job.id);
     tenant.expired.delete(subject);
     const end = work();
-    if (end !== 'dead' && end !== 'deferred') tenant.claims.delete(subject);
+    if (end !== 'dead' && end !== 'deferred' && this.postgresIsUp) tenant.claims.delete(subject);
     return end;
   }
 
-  #refuse(tenant: TenantModel, job: Job, dieAt: Step | null): End {
-    tenant.refused.add(job.url);
-    return dieAt === 'committed' || dieAt === 'in Redis' ? 'dead' : 'rejected not-an-image';
+  /** What is committed is, also where PostgreSQL goes right then. */
+  #diesCommitted(fault: Fault | null): boolean {
+    const ends = [this.#suffers(fault, 'committed'), this.#suffers(fault, 'in Redis')];
+    return ends.includes('dead');
   }
 
-  #crawl(tenant: TenantModel, job: Job, dieAt: Step | null): End | 'no image' {
+  #refuse(tenant: TenantModel, job: Job, fault: Fault | null): End {
+    tenant.refused.add(job.url);
+    return this.#diesCommitted(fault) ? 'dead' : 'rejected not-an-image';
+  }
+
+  #crawl(tenant: TenantModel, job: Job, fault: Fault | null): End | 'no image' {
     if (tenant.refused.has(job.url) && !job.force) return 'rejected not-an-image';
     const known = tenant.urls.get(job.url);
     if (known && (known.job === job.id || (job.runs > 0 && tenant.contents.get(known.content) === job.id))) {
       this.#releaseAll(tenant, job);
-      return this.#told(tenant, job, known.content, dieAt);
+      return this.#told(tenant, job, known.content, fault);
     }
     if (known && !job.force) return 'skipped url';
     return this.#claimed(tenant, `u${job.url}`, job, () => {
-      if (dieAt === 'claimed') return 'dead';
+      const end = this.#suffers(fault, 'claimed');
+      if (end) return end;
       const before = this.fetched.get(job.id);
-      if (before === undefined) return this.#fetch(tenant, job, dieAt);
+      if (before === undefined) return this.#fetch(tenant, job, fault);
       return (
-        this.#knownContent(tenant, job, before, dieAt) ??
-        this.#claimed(tenant, `c${before}`, job, () => this.#fetch(tenant, job, dieAt))
+        this.#knownContent(tenant, job, before, fault) ??
+        this.#claimed(tenant, `c${before}`, job, () => this.#fetch(tenant, job, fault))
       );
     });
   }
 
-  #fetch(tenant: TenantModel, job: Job, dieAt: Step | null): End | 'no image' {
+  #fetch(tenant: TenantModel, job: Job, fault: Fault | null): End | 'no image' {
     const content = this.served[job.url] as number;
     this.requests[job.url] = (this.requests[job.url] as number) + 1;
     const before = this.fetched.get(job.id);
@@ -149,36 +170,41 @@ class Model {
       this.fetched.delete(job.id);
       tenant.claims.delete(`c${before}`);
     }
-    if (dieAt === 'fetched') return 'dead';
+    const end = this.#suffers(fault, 'fetched');
+    if (end) return end;
     if (content === NO_IMAGE) return 'no image';
-    return this.#knownContent(tenant, job, content, dieAt) ?? this.#store(tenant, job, content, dieAt);
+    return this.#knownContent(tenant, job, content, fault) ?? this.#store(tenant, job, content, fault);
   }
 
-  #knownContent(tenant: TenantModel, job: Job, content: number, dieAt: Step | null): End | null {
+  #knownContent(tenant: TenantModel, job: Job, content: number, fault: Fault | null): End | null {
     if (!tenant.contents.has(content)) return null;
     tenant.remember(job.url, content, job.id);
-    if (dieAt === 'committed' || dieAt === 'in Redis') return 'dead';
-    return this.#told(tenant, job, content, dieAt);
+    if (this.#diesCommitted(fault)) return 'dead';
+    return this.#told(tenant, job, content, fault);
   }
 
-  #store(tenant: TenantModel, job: Job, content: number, dieAt: Step | null): End {
+  #store(tenant: TenantModel, job: Job, content: number, fault: Fault | null): End {
     const end = this.#claimed(tenant, `c${content}`, job, (): End => {
       tenant.objects.add(content);
-      if (dieAt === 'objects put') return 'dead';
+      const end = this.#suffers(fault, 'objects put');
+      if (end) return end;
       tenant.contents.set(content, job.id);
       tenant.remember(job.url, content, job.id);
-      if (dieAt === 'committed' || dieAt === 'in Redis') return 'dead';
-      return this.#told(tenant, job, content, dieAt);
+      if (this.#diesCommitted(fault)) return 'dead';
+      return this.#told(tenant, job, content, fault);
     });
     if (end === 'deferred') this.fetched.set(job.id, content);
     return end;
   }
 
   /** The end of a job whose record is there. */
-  #told(tenant: TenantModel, job: Job, content: number, dieAt: Step | null): End {
+  #told(tenant: TenantModel, job: Job, content: number, fault: Fault | null): End {
     if (tenant.contents.get(content) !== job.id) return 'skipped content';
     tenant.embeddings.add(content);
-    return dieAt === 'embedding enqueued' ? 'dead' : 'stored';
+    const end = this.#suffers(fault, 'embedding enqueued');
+    if (end) return end;
+    // Its near-duplicates are not known without PostgreSQL.
+    return this.postgresIsUp ? 'stored' : 'unavailable';
   }
 }
 
@@ -238,19 +264,24 @@ class Real {
     return site.countOf(this.#path(url)) - (this.#countedBefore[url] as number);
   }
 
-  async run(job: Job, dieAt: Step | null): Promise<End> {
+  async run(job: Job, fault: Fault | null): Promise<End> {
     const app = openAsWorker();
     const closer = new Closer();
     let killed: (end: 'dead') => void = () => undefined;
     const death = new Promise<'dead'>((resolve) => {
       killed = resolve;
     });
-    /** Whoever waits for it never goes on, as in a process that is gone. */
-    const die = () => {
+    let left: Fault | null = fault;
+    /** Whoever dies never goes on. */
+    const suffer = async (after: Step) => {
+      if (left?.after !== after) return;
+      const { what } = left;
+      left = null;
+      if (what !== 'death') return link[what].cut();
       killed('dead');
-      return new Promise<never>(() => undefined);
+      await new Promise<never>(() => undefined);
     };
-    const { perform } = workOf('crawl', mortal(app, dieAt, die), {
+    const { perform } = workOf('crawl', suffering(app, suffer), {
       events: app.events,
       engine: new PuppetEngine(),
       closer,
@@ -339,46 +370,50 @@ function openAsWorker(): App {
   return open({ REDIS_URL: link.redis.url, QUEUE_REDIS_URL: world.redisUrl, DATABASE_URL: link.postgres.url });
 }
 
-function mortal(app: App, dieAt: Step | null, die: () => Promise<never>): App {
-  const { hybrid } = app.connection;
+/** An app whose jobs say after each step that they have come to it. */
+function suffering(app: App, suffer: (after: Step) => Promise<void>): App {
+  const { claims, records, objects, queues, connection, events } = app;
+  const { hybrid } = connection;
   const toRedis = hybrid.toRedis.bind(hybrid);
-  if (dieAt === 'committed') hybrid.toRedis = die;
-  if (dieAt === 'in Redis') hybrid.toRedis = (standing) => toRedis(standing).then(die);
-  const { claims, records, objects, queues } = app;
+  hybrid.toRedis = async (standing) => {
+    await suffer('committed');
+    await toRedis(standing);
+    await suffer('in Redis');
+  };
   const take = claims.take.bind(claims);
-  if (dieAt === 'claimed') {
-    claims.take = async (claim, ms) => {
-      const answer = await take(claim, ms);
-      return answer.taken ? die() : answer;
-    };
-  }
+  claims.take = async (claim, ms) => {
+    const answer = await take(claim, ms);
+    if (answer.taken) await suffer('claimed');
+    return answer;
+  };
+  // Fetched bytes are reported, and looked up next.
+  let fetched = false;
+  const report = events.fetched.bind(events);
+  events.fetched = (...args) => {
+    fetched = true;
+    report(...args);
+  };
+  const readContent = records.readContent.bind(records);
+  records.readContent = async (...args) => {
+    if (fetched) await suffer('fetched');
+    return readContent(...args);
+  };
+  const enqueue = queues.enqueue.bind(queues);
+  queues.enqueue = async (contract, payloads) => {
+    const ids = await enqueue(contract, payloads);
+    await suffer('embedding enqueued');
+    return ids;
+  };
   const held: App['objects'] = {
     get: (key) => objects.get(key),
     tidy: (olderThanMs) => objects.tidy(olderThanMs),
     close: () => objects.close(),
     put: async (key: string, bytes: Uint8Array) => {
       await objects.put(key, bytes);
-      if (dieAt === 'objects put' && key.startsWith('raw/')) await die();
+      if (key.startsWith('raw/')) await suffer('objects put');
     },
   };
-  if (dieAt === 'fetched') afterFetch(app, records, die);
-  if (dieAt === 'embedding enqueued') {
-    const enqueue = queues.enqueue.bind(queues);
-    queues.enqueue = (contract, payloads) => enqueue(contract, payloads).then(die);
-  }
   return { ...app, objects: held };
-}
-
-/** Fetched bytes are reported, and looked up next. */
-function afterFetch(app: App, records: App['records'], die: () => Promise<never>): void {
-  let fetched = false;
-  const report = app.events.fetched.bind(app.events);
-  app.events.fetched = (...args) => {
-    fetched = true;
-    report(...args);
-  };
-  const readContent = records.readContent.bind(records);
-  records.readContent = (...args) => (fetched ? die() : readContent(...args));
 }
 
 /** PostgreSQL, objects, claims, embeddings and requests are what the model says. */
@@ -439,16 +474,18 @@ function command(
   };
 }
 
-async function runBoth(model: Model, real: Real, job: Job, dieAt: Step | null): Promise<void> {
-  // A step that the run does not come to kills nobody.
-  const end = await real.run(job, dieAt);
+async function runBoth(model: Model, real: Real, job: Job, fault: Fault | null): Promise<void> {
+  // Who has neither tier when something changes is told the old: ARCHITECTURE.md says so of a double partition.
+  if (fault?.what === 'postgres') await real.agrees();
+  // A step that the run does not come to hurts nobody.
+  const end = await real.run(job, fault);
   // What Redis can tell depends on what was read before: without PostgreSQL it may always be nothing.
   const isNothing = !model.postgresIsUp && end === 'unavailable';
-  if (!isNothing) expect(end).toBe(model.run(job, dieAt));
+  if (!isNothing) expect(end).toBe(model.run(job, fault));
   job.runs += 1;
   if (end === 'dead') job.deaths += 1;
   if (NO_ENDS.includes(end)) model.unfinished.push(job);
-  else if (!model.postgresIsUp) model.unreleased.add(job.id);
+  if (!model.postgresIsUp) model.unreleased.add(job.id);
 }
 
 async function mend(model: Model): Promise<void> {
@@ -457,27 +494,43 @@ async function mend(model: Model): Promise<void> {
   model.redisIsUp = model.postgresIsUp = true;
 }
 
-const dieAt = fc.option(fc.constantFrom(...STEPS), { freq: 2 });
+const FAULT = fc.option(
+  fc.record({ after: fc.constantFrom(...STEPS), what: fc.constantFrom('death', 'death', 'redis', 'postgres') }),
+  { freq: 2 },
+) as fc.Arbitrary<Fault | null>;
+
+const saidOf = (fault: Fault | null) => (fault ? `, ${fault.what} after ${fault.after}` : '');
+
+/** Whether a run can be told what becomes of it: a tier goes once, and before PostgreSQL does Redis is there. */
+function isPossible(fault: Fault | null, { redisIsUp, postgresIsUp }: Readonly<Model>): boolean {
+  return !fault || fault.what === 'death' || (redisIsUp && postgresIsUp);
+}
 
 const CRAWL = fc
-  .tuple(fc.constantFrom(...TENANTS), fc.constantFrom(...URLS), fc.boolean(), dieAt)
-  .map(([tenant, url, force, step]) =>
-    command(`crawl ${tenant} ${url}${force ? ' force' : ''}${step ? `, die at ${step}` : ''}`, async (model, real) => {
-      await runBoth(model, real, { id: `job-${jobs++}`, tenant, url, force, runs: 0, deaths: 0, remembered: {} }, step);
-    }),
+  .tuple(fc.constantFrom(...TENANTS), fc.constantFrom(...URLS), fc.boolean(), FAULT)
+  .map(([tenant, url, force, fault]) =>
+    command(
+      `crawl ${tenant} ${url}${force ? ' force' : ''}${saidOf(fault)}`,
+      async (model, real) => {
+        const job = { id: `job-${jobs++}`, tenant, url, force, runs: 0, deaths: 0, remembered: {} };
+        await runBoth(model, real, job, fault);
+      },
+      // Forced, it goes on where Redis knows the URL.
+      (model) => isPossible(fault, model) && !(force && fault?.what === 'postgres' && fault.after === 'claimed'),
+    ),
   );
 
 const COMMANDS = [
   // As often as most others together: what they do shows in a job alone.
   ...Array.from({ length: 5 }, () => CRAWL),
-  fc.tuple(fc.nat(20), dieAt).map(([nth, step]) =>
+  fc.tuple(fc.nat(20), FAULT).map(([nth, fault]) =>
     command(
-      `run unfinished ${nth} again${step ? `, die at ${step}` : ''}`,
+      `run unfinished ${nth} again${saidOf(fault)}`,
       async (model, real) => {
         const [job] = model.unfinished.splice(nth % model.unfinished.length, 1);
-        await runBoth(model, real, job as Job, step);
+        await runBoth(model, real, job as Job, fault);
       },
-      ({ unfinished }) => unfinished.length > 0,
+      (model) => model.unfinished.length > 0 && isPossible(fault, model),
     ),
   ),
   fc.tuple(fc.constantFrom(...URLS), fc.constantFrom(...CONTENTS, NO_IMAGE)).map(([url, content]) =>
@@ -526,8 +579,7 @@ const COMMANDS = [
     command('PostgreSQL is cut off or comes back', async (model, real) => {
       model.postgresIsUp = !model.postgresIsUp;
       if (model.postgresIsUp) return link.postgres.mend();
-      // Who has neither of them when something changes is told the old: ARCHITECTURE.md says so of a double partition.
-      await real.agrees();
+      await real.agrees(); // see runBoth
       link.postgres.cut();
     }),
   ),
