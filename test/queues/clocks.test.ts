@@ -1,12 +1,11 @@
 /** Workers on machines without NTP: it is the clock of the queue's server that decides. */
-import { type ChildProcess, spawn } from 'node:child_process';
-import { once } from 'node:events';
-import { fileURLToPath } from 'node:url';
-import { afterEach, beforeEach, describe, expect, onTestFinished, test } from 'vitest';
+import type { ChildProcess } from 'node:child_process';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import type { App } from '../../src/app.js';
 import { enqueueOne, image, startWork, untilState } from '../support/queue-work.js';
 import { until } from '../support/until.js';
 import { createWorld, redisClient, type World } from '../support/world.js';
+import { killableWorker } from './killable.js';
 
 const TEN_MINUTES_MS = 600_000;
 const MINUTE_MS = 60_000;
@@ -14,19 +13,10 @@ const MINUTE_MS = 60_000;
 type Backend = 'redis' | 'postgres';
 
 /** A process whose clock is off, which takes a job and never ends it, or puts it off. Resolves once it has taken one. */
-async function taking(world: World, backend: Backend, shiftMs: number, putOffMs?: number): Promise<ChildProcess> {
-  const [clock, worker] = ['../chaos/shifted-clock.ts', './killable-worker.ts'].map((file) =>
-    fileURLToPath(new URL(file, import.meta.url)),
-  ) as [string, string];
-  const env = { DATABASE_URL: world.databaseUrl, REDIS_URL: world.redisUrl, QUEUE_BACKEND: backend };
-  const queueNamespace = backend === 'redis' ? world.namespace : undefined;
-  const given = { env, queueNamespace, concurrency: 1, putOffMs };
-  const child = spawn(process.execPath, ['--import', 'tsx', '--import', clock, worker, JSON.stringify(given)], {
-    stdio: ['ignore', 'pipe', 'inherit'],
-    env: { ...process.env, CHAOS_CLOCK_SHIFT_MS: String(shiftMs) },
-  });
-  onTestFinished(() => void child.kill('SIGKILL'));
-  await once(child.stdout, 'data');
+async function taking(world: World, backend: Backend, clockShiftMs: number, putOffMs?: number): Promise<ChildProcess> {
+  const options = { env: { QUEUE_BACKEND: backend }, concurrency: 1, clockShiftMs };
+  const { child, taken } = killableWorker(world, putOffMs === undefined ? options : { ...options, putOffMs });
+  await until('it to take a job', () => taken.size > 0, 60_000);
   return child;
 }
 

@@ -5,8 +5,10 @@ import { DeferredError } from '../../src/errors.js';
 import { createLogger } from '../../src/logger.js';
 import { startWork } from '../support/queue-work.js';
 
-const { env, queueNamespace, concurrency, putOffMs } = JSON.parse(process.argv[2] ?? '{}');
-const app = connect(toConfig(env), { logger: createLogger('silent'), ...(queueNamespace ? { queueNamespace } : {}) });
+const { env, namespace, concurrency, putOffMs } = JSON.parse(process.argv[2] ?? '{}');
+const config = toConfig(env);
+const queueNamespace = config.queue.backend === 'redis' ? { queueNamespace: namespace } : {};
+const app = connect(config, { logger: createLogger('silent'), ...queueNamespace });
 const work = async (_: unknown, run: { jobId: string }) => {
   process.stdout.write(`${run.jobId}\n`);
   if (putOffMs !== undefined) throw new DeferredError(putOffMs, 'as it was told');

@@ -1,8 +1,5 @@
 /** What every queue backend must do. Each test has a world of its own, since the queues' names are fixed. */
-import { type ChildProcess, spawn } from 'node:child_process';
-import { createInterface } from 'node:readline';
-import { fileURLToPath } from 'node:url';
-import { describe, expect, onTestFinished, test } from 'vitest';
+import { describe, expect, test } from 'vitest';
 import type { App } from '../../src/app.js';
 import { DeferredError, RetryableError, TierUnavailableError } from '../../src/errors.js';
 import { crawlQueue } from '../../src/queues/crawl.js';
@@ -14,6 +11,7 @@ import { delayOf, enqueueOne, gate, image, promote, startWork, untilState } from
 import { storeSampleImage } from '../support/stored-image.js';
 import { until } from '../support/until.js';
 import { createWorld, type World } from '../support/world.js';
+import { killableWorker } from './killable.js';
 
 const DONE = { outcome: 'stored', contentHash: 'f00d', nearDuplicates: [{ contentHash: 'cafe', distance: 2 }] };
 /** More than the tests ever wait: a job that is delayed by it runs when it is promoted, and not before. */
@@ -328,7 +326,7 @@ export function queueSuite(backend: 'redis' | 'postgres'): void {
       const app = appOf(world);
       const ids = await app.queues.enqueue(crawlQueue, [image(1), image(2), image(3)]);
       for (let death = 1; death <= 3; death++) {
-        const { child, taken } = killableWorker(world, env, ids.length);
+        const { child, taken } = killableWorker(world, { env, concurrency: ids.length });
         await until(`worker ${death} runs all jobs`, () => taken.size === ids.length, 60_000);
         child.kill('SIGKILL');
       }
@@ -445,27 +443,6 @@ export function queueSuite(backend: 'redis' | 'postgres'): void {
       expect(await appOf(world).queues.isUp()).toBe(true);
     });
   });
-}
-
-/** A worker in a process of its own; `taken` gathers the jobs that it says it runs. */
-function killableWorker(
-  world: World,
-  env: Record<string, string>,
-  concurrency: number,
-): { child: ChildProcess; taken: Set<string> } {
-  const script = fileURLToPath(new URL('./killable-worker.ts', import.meta.url));
-  const given = {
-    env: { DATABASE_URL: world.databaseUrl, REDIS_URL: world.redisUrl, ...env },
-    ...(env.REDIS_URL === 'none' ? {} : { queueNamespace: world.namespace }),
-    concurrency,
-  };
-  const child = spawn(process.execPath, ['--import', 'tsx', script, JSON.stringify(given)], {
-    stdio: ['ignore', 'pipe', 'inherit'],
-  });
-  onTestFinished(() => void child.kill('SIGKILL'));
-  const taken = new Set<string>();
-  createInterface({ input: child.stdout }).on('line', (line) => taken.add(line));
-  return { child, taken };
 }
 
 function aborted(signal: AbortSignal | undefined): Promise<never> {
