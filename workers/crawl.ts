@@ -262,7 +262,10 @@ async function afterFetch(step: Step, trail: string[], error: unknown): Promise<
   }
   // Where the URL led some time ago may have been meant for a minute: its refusal says nothing of the URL, once.
   const isOutdated = error instanceof RejectedError && trailOf(step).length > 1 && !step.remembered.askedAnew;
-  if (step.remembered.trail) await step.remember({ trail: [], ...(isOutdated && { askedAnew: true }) });
+  const led = step.remembered.trail ? { trail: [], ...(isOutdated && { askedAnew: true }) } : null;
+  // Nor does a request that failed say anything of the bytes of before: who waits for them is held up by it once.
+  const waited = fetchedContent(step) === null || step.signal.aborted ? null : { contentHash: null };
+  if (led ?? waited) await step.remember({ ...led, ...waited });
   return isOutdated ? new DeferredError(1, `${error.message}, where the URL led in an earlier run`) : error;
 }
 

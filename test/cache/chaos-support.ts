@@ -82,6 +82,7 @@ export class Link implements AsyncDisposable {
   }
 
   async mend(): Promise<void> {
+    if (this.#server) return;
     this.#server = createServer((client) => this.#accept(client));
     this.#server.listen(this.#port, '127.0.0.1');
     await once(this.#server, 'listening');

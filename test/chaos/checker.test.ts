@@ -5,7 +5,7 @@
 import { rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { UnrecoverableError } from 'bullmq';
-import { afterAll, beforeAll, expect, test } from 'vitest';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { toConfig } from '../../src/config.js';
 import { sha256 } from '../../src/kinds/identity.js';
 import { QUEUE_NAMES } from '../../src/queues/contract.js';
@@ -53,7 +53,8 @@ async function made(): Promise<World> {
   const [twin] = await lab.offerAsForeigner([origin.imageUrl(0)]);
   const jobs = { ...first, foreign, twin: twin as Accepted, copy: await one(origin.imageUrl(0, 1)) };
   await lab.settled();
-  const metrics = [await app.metrics.registry.metrics()];
+  const text = await app.metrics.registry.metrics();
+  const metrics = async () => [text];
   await working.stop();
   const failed = ({ id }: Accepted) => (id === first.failed.id ? 'server-error' : null);
   return { lab, jobs, expected: { failed, metrics, mostRequests: 5, recorded: ({ id }) => id !== first.failed.id } };
@@ -303,16 +304,26 @@ test('the judge notices requests beyond those that were needed', async () => {
   expect(said).toContainEqual(expect.stringMatching(/^I1 http.* was asked for 1 times, and not 0/));
 });
 
-test.each([
-  ['once too often', (value: number) => value + 1],
-  ['once too seldom', (value: number) => value - 1],
-])('the judge notices an end that was counted %s', async (_how, count) => {
-  const { expected } = world;
-  const metrics = (expected.metrics ?? []).map((text) =>
-    text.replace(/(crawl_images_total\{outcome="stored",reason=""\} )(\d+)/, (_, name, value) => name + count(+value)),
-  );
-  expect(metrics).not.toEqual(expected.metrics);
-  expect(await violations({ ...expected, metrics })).toEqual([expect.stringMatching(/^I6 .* of "stored "/)]);
+describe.each([
+  ['crawl', /(crawl_images_total\{outcome="stored",reason=""\} )(\d+)/, 'stored'],
+  ['embedding', /(embedding_images_total\{outcome="embedded"\} )(\d+)/, 'embedded'],
+])('the judge notices an end of %s', (_queue, series, outcome) => {
+  test.each([
+    ['once too often', 1],
+    ['once too seldom', -1],
+  ])('that was counted %s', async (_how, more) => {
+    const { expected } = world;
+    const texts = (await expected.metrics?.()) ?? [];
+    const wrong = texts.map((text) => text.replace(series, (_, name, value) => `${name}${Number(value) + more}`));
+    expect(wrong).not.toEqual(texts);
+    const said = await violations({ ...expected, metrics: async () => wrong });
+    expect(said).toEqual([expect.stringMatching(new RegExp(`^I6 .* of "${outcome}"`))]);
+  });
+});
+
+test('the judge notices a retried failure that no worker has counted', async () => {
+  const said = await violations({ ...world.expected, failedBefore: 1 });
+  expect(said).toEqual([expect.stringMatching(/^I6 the workers of embedding counted 0 of "failed", and there were 1/)]);
 });
 
 test('the judge notices that it compared nothing', async () => {

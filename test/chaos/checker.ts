@@ -36,8 +36,8 @@ export interface Expected {
   readonly mostRequests?: number;
   /** Requests beyond these, of all URLs together: of runs that were told to stop before they were done. */
   readonly inVain?: number;
-  /** The text of every worker's `/metrics`, for I6. */
-  readonly metrics?: readonly string[];
+  /** Asks for the text of every worker's `/metrics`, for I6: after everything else, so that each has heard of all ends. */
+  readonly metrics?: () => Promise<readonly string[]>;
   /** Embedding jobs that had failed, were retried by hand, and ended otherwise: counted both times, for I6. */
   readonly failedBefore?: number;
   /**
@@ -65,12 +65,12 @@ export async function judge(lab: Lab, expected: Expected): Promise<Judgement> {
   outcomesAreTrue(evidence, broken);
   skipsAreFounded(evidence, expected, broken);
   originWasSpared(evidence, expected, broken);
-  countersAgree(evidence, expected, broken);
   recordsAreOne(evidence, broken);
   await objectsAreTheirs(evidence, broken);
   await facesAreTheirs(evidence, broken);
   await tenantsAreApart(evidence, broken);
   await tiersAgree(evidence, broken);
+  await countersAgree(evidence, expected, broken);
   const { ends, contents } = evidence;
   const count = (outcome: string) => ends.filter((end) => end.outcome?.outcome === outcome).length;
   return {

@@ -130,8 +130,9 @@ const COUNTED = {
 };
 
 /** Counted once each, over all processes. */
-export function countersAgree({ ended }: Evidence, expected: Expected, broken: Broken): void {
-  const { metrics, uncounted = 0, failedBefore = 0 } = expected;
+export async function countersAgree({ ended }: Evidence, expected: Expected, broken: Broken): Promise<void> {
+  const { uncounted = 0, failedBefore = 0 } = expected;
+  const metrics = await expected.metrics?.();
   if (!metrics) return;
   let missed = 0;
   for (const queue of ['crawl', 'embedding'] as const) {

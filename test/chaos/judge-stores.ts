@@ -51,7 +51,7 @@ export async function objectsAreTheirs({ lab, contents, objects }: Evidence, bro
 /** One embedding result per content, and it is that of its image, vectors included; no embedding failed. */
 export async function facesAreTheirs(evidence: Evidence, broken: Broken): Promise<void> {
   const { lab, contents, ended, objects } = evidence;
-  for (const { error } of ended.embedding) if (error !== null) broken(`I1 an embedding failed: ${error}`);
+  for (const { outcome, error } of ended.embedding) if (!outcome) broken(`I1 an embedding failed: ${error}`);
   const engine = new ContentEngine();
   const rows = await lab.servers.sql<{ tenant: string; hash: string }>(
     'select tenant_id as tenant, content_hash as hash from face_embeddings_cache where model = $1',

@@ -149,7 +149,7 @@ export class Origin implements AsyncDisposable {
 
   async #serve(path: string, isFirst: boolean, response: ServerResponse): Promise<void> {
     const image = imageOf(path);
-    if (path.startsWith('/words/')) response.writeHead(200, { 'content-type': 'text/html' }).end('<p>words</p>');
+    if (path.startsWith('/words/')) response.writeHead(200, { 'content-type': 'text/html' }).end(`<p>${path}</p>`);
     else if (isFirst && path.startsWith('/flaky/')) response.writeHead(500).end();
     else if (!image) response.writeHead(statusOf(path) ?? 404).end();
     else {

@@ -109,6 +109,24 @@ test('where the work on the bytes came to nothing, one of those who wait for the
   expect(await claimed()).toBe(0);
 });
 
+test('who asks anew and is not answered holds up the others once', async () => {
+  const body = await noiseImage(20, 20, 5);
+  const giveUp = await workOn(body);
+  const put = (path: string) => site.put(path, { body, type: 'image/png' });
+  const [fails, waits] = [jobOf(put('/fails.png')), jobOf(put('/waits.png'))];
+  expect([await fails(), await waits()]).toEqual([PUT_OFF, PUT_OFF]);
+  await giveUp();
+  site.failTimes('/fails.png', 2, 500);
+  await expect(fails()).rejects.toThrow('server-error');
+  const next = await workOn(body);
+  await expect(fails()).rejects.toThrow('server-error');
+  expect(site.countOf('/fails.png')).toBe(3);
+  await next();
+  expect(await waits()).toBe('stored');
+  expect(await fails()).toBe('skipped content');
+  expect(await claimed()).toBe(0);
+});
+
 test('who gets other bytes when it asks anew leaves those of before to the others', async () => {
   const [before, after] = [await noiseImage(20, 20, 3), await flatImage(20, 21, '#123321')];
   const giveUp = await workOn(before);

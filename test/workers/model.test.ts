@@ -32,7 +32,15 @@ const NO_IMAGE = CONTENTS.length;
 /** What each URL serves at first. */
 const FIRST: readonly number[] = [0, 1, NO_IMAGE];
 /** What a process may have done last, in the order of the job. */
-const STEPS = ['claimed', 'fetched', 'objects put', 'committed', 'in Redis', 'embedding enqueued'] as const;
+const STEPS = [
+  'claimed',
+  'fetched',
+  'content claimed',
+  'objects put',
+  'committed',
+  'in Redis',
+  'embedding enqueued',
+] as const;
 type Step = (typeof STEPS)[number];
 /** What happens to a run right after a step: its process is gone, or a tier is. */
 interface Fault {
@@ -113,20 +121,28 @@ class Model {
 
   /** Of a tier that goes: PostgreSQL; without Redis a run goes on as if nothing had been. @returns whether the run is over */
   #suffers(fault: Fault | null, after: Step): 'dead' | 'unavailable' | null {
-    if (fault?.after !== after || fault.what === 'redis') return null;
+    if (fault?.after !== after) return null;
     if (fault.what === 'death') return 'dead';
+    if (fault.what === 'redis') {
+      this.redisIsUp = false;
+      return null;
+    }
     this.postgresIsUp = false;
     return 'unavailable';
   }
 
   /** A claim is given back, unless nobody can any more, or its holder is put off because it cannot have a further one. */
-  #claimed<E>(tenant: TenantModel, subject: string, job: Job, work: () => E): E | 'deferred' | 'unavailable' {
+  #claimed<E>(
+    { tenant, job, fault }: { tenant: TenantModel; job: Job; fault: Fault | null },
+    subject: string,
+    work: () => E,
+  ): E | End {
     if (!this.postgresIsUp) return 'unavailable';
     const holder = tenant.claims.get(subject);
     if (holder !== undefined && holder !== job.id && !tenant.expired.has(subject)) return 'deferred';
     tenant.claims.set(subject, job.id);
     tenant.expired.delete(subject);
-    const end = work();
+    const end = this.#suffers(fault, subject.startsWith('u') ? 'claimed' : 'content claimed') ?? work();
     if (end !== 'dead' && end !== 'deferred' && this.postgresIsUp) tenant.claims.delete(subject);
     return end;
   }
@@ -150,14 +166,12 @@ class Model {
       return this.#told(tenant, job, known.content, fault);
     }
     if (known && !job.force) return 'skipped url';
-    return this.#claimed(tenant, `u${job.url}`, job, () => {
-      const end = this.#suffers(fault, 'claimed');
-      if (end) return end;
+    return this.#claimed({ tenant, job, fault }, `u${job.url}`, () => {
       const before = this.fetched.get(job.id);
       if (before === undefined) return this.#fetch(tenant, job, fault);
       return (
         this.#knownContent(tenant, job, before, fault) ??
-        this.#claimed(tenant, `c${before}`, job, () => this.#fetch(tenant, job, fault))
+        this.#claimed({ tenant, job, fault }, `c${before}`, () => this.#fetch(tenant, job, fault))
       );
     });
   }
@@ -172,7 +186,6 @@ class Model {
     }
     const end = this.#suffers(fault, 'fetched');
     if (end) return end;
-    if (content === NO_IMAGE) return 'no image';
     return this.#knownContent(tenant, job, content, fault) ?? this.#store(tenant, job, content, fault);
   }
 
@@ -183,8 +196,9 @@ class Model {
     return this.#told(tenant, job, content, fault);
   }
 
-  #store(tenant: TenantModel, job: Job, content: number, fault: Fault | null): End {
-    const end = this.#claimed(tenant, `c${content}`, job, (): End => {
+  #store(tenant: TenantModel, job: Job, content: number, fault: Fault | null): End | 'no image' {
+    const end = this.#claimed({ tenant, job, fault }, `c${content}`, (): End | 'no image' => {
+      if (content === NO_IMAGE) return 'no image';
       tenant.objects.add(content);
       const end = this.#suffers(fault, 'objects put');
       if (end) return end;
@@ -215,6 +229,7 @@ let link: { readonly redis: Link; readonly postgres: Link };
 let images: Buffer[];
 let sequences = 0;
 let jobs = 0;
+let invalidations = 0;
 
 beforeAll(async () => {
   world = await createWorld();
@@ -336,7 +351,7 @@ class Real {
   /** Resolves when the others know of it too. */
   async invalidate(tenantId: string): Promise<void> {
     await this.other.cache.invalidateTenantCache(tenantId);
-    const [marker, value] = [sha256('marker'), '00000000000000aa'];
+    const [marker, value] = [sha256('marker'), (++invalidations).toString(16).padStart(16, '0')];
     await this.other.cache.cachePerceptualHash(marker, tenantId, value);
     const seen = () => this.plain.cache.getCachedPerceptualHash(marker, tenantId);
     await until('the invalidation to be known', async () => (await seen()) === value);
@@ -383,7 +398,7 @@ function suffering(app: App, suffer: (after: Step) => Promise<void>): App {
   const take = claims.take.bind(claims);
   claims.take = async (claim, ms) => {
     const answer = await take(claim, ms);
-    if (answer.taken) await suffer('claimed');
+    if (answer.taken) await suffer(claim.subject.startsWith('url:') ? 'claimed' : 'content claimed');
     return answer;
   };
   // Fetched bytes are reported, and looked up next.
@@ -439,7 +454,7 @@ async function compare(model: Model, real: Real): Promise<void> {
     const { rows } = await pool.query('select subject, holder from claims where tenant_id = $1', [tenantId]);
     const subjects = new Map([
       ...URLS.map((url): [string, string] => [`url:${sha256(real.url(url))}`, `u${url}`]),
-      ...CONTENTS.map((content): [string, string] => [`content:${hashOf(content)}`, `c${content}`]),
+      ...[...CONTENTS, NO_IMAGE].map((content): [string, string] => [`content:${hashOf(content)}`, `c${content}`]),
     ]);
     expect(new Map(rows.map((row) => [subjects.get(row.subject), row.holder]))).toEqual(tenant.claims);
   }
@@ -501,9 +516,12 @@ const FAULT = fc.option(
 
 const saidOf = (fault: Fault | null) => (fault ? `, ${fault.what} after ${fault.after}` : '');
 
-/** Whether a run can be told what becomes of it: a tier goes once, and before PostgreSQL does Redis is there. */
-function isPossible(fault: Fault | null, { redisIsUp, postgresIsUp }: Readonly<Model>): boolean {
-  return !fault || fault.what === 'death' || (redisIsUp && postgresIsUp);
+/** Whether it is known what a run comes to: a tier goes once, and Redis is there when PostgreSQL goes. */
+function isPossible(fault: Fault | null, force: boolean, { redisIsUp, postgresIsUp }: Readonly<Model>): boolean {
+  if (!fault || fault.what === 'death') return true;
+  // Who is forced goes on where Redis knows the URL.
+  if (force && fault.what === 'postgres' && fault.after === 'claimed') return false;
+  return redisIsUp && postgresIsUp;
 }
 
 const CRAWL = fc
@@ -515,8 +533,7 @@ const CRAWL = fc
         const job = { id: `job-${jobs++}`, tenant, url, force, runs: 0, deaths: 0, remembered: {} };
         await runBoth(model, real, job, fault);
       },
-      // Forced, it goes on where Redis knows the URL.
-      (model) => isPossible(fault, model) && !(force && fault?.what === 'postgres' && fault.after === 'claimed'),
+      (model) => isPossible(fault, force, model),
     ),
   );
 
@@ -530,7 +547,10 @@ const COMMANDS = [
         const [job] = model.unfinished.splice(nth % model.unfinished.length, 1);
         await runBoth(model, real, job as Job, fault);
       },
-      (model) => model.unfinished.length > 0 && isPossible(fault, model),
+      (model) => {
+        const job = model.unfinished[nth % model.unfinished.length];
+        return job !== undefined && isPossible(fault, job.force, model);
+      },
     ),
   ),
   fc.tuple(fc.constantFrom(...URLS), fc.constantFrom(...CONTENTS, NO_IMAGE)).map(([url, content]) =>

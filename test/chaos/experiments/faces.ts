@@ -199,7 +199,7 @@ const REPEATED: Experiment = {
         'I2 another model changed the faces of the first',
       );
       await noneFailed(lab);
-      return hold(await lab.check({ metrics: await lab.metrics() }), { images: 2 * count, ...late });
+      return hold(await lab.check({ metrics: () => lab.metrics() }), { images: 2 * count, ...late });
     });
     return trial.full ? { ...figures, ...(await photographs(trial)) } : figures;
   },

@@ -71,7 +71,7 @@ const INVALIDATION: Experiment = {
       await lab.settled();
       const slowest = Math.max(...run.waits);
       const figures: Figures = { entries: count * tenants.length, reads, 'ms until others knew': slowest };
-      return hold(await lab.check({ metrics: await lab.metrics() }), figures);
+      return hold(await lab.check({ metrics: () => lab.metrics() }), figures);
     }),
 };
 
@@ -175,9 +175,11 @@ async function withBackfills(run: Run, tenantId: string): Promise<void> {
     for (let from = 0; from < keys.length; from += AT_ONCE) await redis.unlink(...keys.slice(from, from + AT_ONCE));
   });
   const { cache } = lab.app;
+  const read = (some: readonly string[]) => cache.getCachedPerceptualHashBatch(some, tenantId);
+  await read(entries.hashes.slice(0, READ_AT_ONCE)); // what a first read takes, those that count do not
   const before = await backfills();
-  // A few at a time, so that some are on the way whenever it is that the invalidation counts.
-  const reading = readBy(READ_AT_ONCE, entries.hashes, (some) => cache.getCachedPerceptualHashBatch(some, tenantId));
+  // A few at a time, so that some are on the way when it counts.
+  const reading = readBy(READ_AT_ONCE, entries.hashes.slice(READ_AT_ONCE), read);
   const gone = await cache.invalidateTenantCache(tenantId);
   await reading;
   must(gone === entries.hashes.length, `an invalidation counted ${gone} entries of ${tenantId}`);

@@ -40,8 +40,7 @@ async function throughOutages(trial: Trial, how: 'killed' | 'frozen', lengthsMs:
       outages.flatMap(({ losses }) => losses),
     );
     // A frozen Redis loses neither a job nor the answer that one has ended.
-    const metrics = how === 'frozen' ? await lab.metrics() : undefined;
-    const judgement = await lab.check({ lost, ...(metrics ? { metrics } : {}) });
+    const judgement = await lab.check({ lost, ...(how === 'frozen' && { metrics: () => lab.metrics() }) });
     const figures = Object.assign({ stalled: lab.stalled.size }, ...outages.map((outage) => outage.figures));
     Object.assign(figures, hold(judgement, figures), await holdLibrary(load));
     const outlived = how === 'frozen' && trial.backend === 'redis';

@@ -135,7 +135,7 @@ const RESTARTS: Experiment = {
       trial.say('with jobs that never end');
       await lab.settled();
       // Whoever is told twice takes what it counted with it.
-      hold(await lab.check({ metrics: await lab.metrics() }));
+      hold(await lab.check({ metrics: () => lab.metrics() }));
       const twice = await toldTwice(trial, lab);
       const handedBack = counted(await lab.metrics(), 'job_attempts_total', 'queue="crawl"', 'result="handed_back"');
       // Whoever was told to stop under load asks once more; so may one that waited for the bytes that it worked on.
