@@ -1,23 +1,17 @@
 /** The crawl job: one URL in; raw bytes, thumbnail, perceptual hash and a record out, once per tenant. */
-import { performance } from 'node:perf_hooks';
-import type { Claims, Holding } from '../src/cache/claims.js';
-import type { CrawlRecords, NewImage, ReadContent, UrlFacts } from '../src/cache/crawl-records.js';
-import type { NearDuplicate, SearchOptions } from '../src/cache/near-duplicates.js';
-import type { Fetched, Fetcher, Validators } from '../src/crawl/fetch.js';
-import { DeferredError, RejectedError, RetryableError } from '../src/errors.js';
-import type { Events } from '../src/events.js';
+import type { Holding } from '../src/cache/claims.js';
+import type { NewImage, ReadContent, UrlFacts } from '../src/cache/crawl-records.js';
+import type { Fetched, Validators } from '../src/crawl/fetch.js';
+import { DeferredError, RetryableError } from '../src/errors.js';
 import { type ProcessedImage, processImage } from '../src/images/image.js';
 import type { CrawlContent, CrawlUrl, RefusalReason, Rejection } from '../src/kinds/crawl.js';
 import { sha256 } from '../src/kinds/identity.js';
-import type { Stage } from '../src/metrics.js';
 import type { CrawlPayload } from '../src/queues/crawl.js';
-import { type ObjectStore, rawKey, thumbnailKey } from '../src/storage/object-store.js';
+import { rawKey, thumbnailKey } from '../src/storage/object-store.js';
+import { fetchedContent, fetchImage, forgetVisit, validatorsOf } from './crawl-fetch.js';
+import { type CrawlTools, type Step, timed } from './crawl-step.js';
 import { decoding } from './decoding.js';
-import type { Politeness } from './politeness.js';
-import { inStage, orRejected, type Rejected, type Run } from './run.js';
-
-/** Characters of an `ETag` or `Last-Modified` that are kept. */
-const MAX_VALIDATOR_LENGTH = 1_000;
+import { orRejected, type Rejected, type Run } from './run.js';
 
 /** A turn at a host that a job cannot use sooner, in milliseconds, is the next one's in line. */
 const KEEPS_TURN_MS = 1_000;
@@ -41,27 +35,6 @@ export type CrawlOutcome =
 
 /** Of an image that is known in the end. */
 type Kept = Extract<CrawlOutcome, { readonly rawKey: string }>;
-
-/** What the job works with. */
-export interface CrawlTools {
-  readonly records: CrawlRecords;
-  readonly claims: Claims;
-  readonly fetcher: Pick<Fetcher, 'fetch' | 'fetchUnless'>;
-  readonly politeness: Politeness;
-  readonly objects: ObjectStore;
-  readonly events: Events;
-  readonly maxPixels: number;
-  /** Known URLs are asked again after this many milliseconds; `null` never. */
-  readonly revalidateAfterMs: number | null;
-  /** How long a claim outlives a job that died, in milliseconds: longer than any run of a job. */
-  readonly leaseMs: number;
-  nearDuplicates(tenantId: string, phash: string, options: SearchOptions): Promise<NearDuplicate[]>;
-  enqueueEmbedding(tenantId: string, contentHash: string): Promise<void>;
-}
-
-interface Step extends CrawlTools, Run {
-  readonly job: CrawlPayload;
-}
 
 export async function crawl(job: CrawlPayload, run: Run, tools: CrawlTools): Promise<CrawlOutcome> {
   const step: Step = { ...tools, ...run, job };
@@ -87,7 +60,7 @@ async function crawlUrl(step: Step): Promise<CrawlOutcome> {
     const { outcome: byNow, stale } = await knownUrl(step);
     const known = byNow ?? (await fetchedBefore(step, holding));
     if (known) return withoutVisit(step, known);
-    const fetched = await fetchImage(step, stale);
+    const fetched = await fetchImage(step, stale?.record ?? null);
     if (!fetched) return unchanged(step, stale as Stale);
     const contentHash = sha256(fetched.bytes);
     await forgetOther(step, holding, contentHash);
@@ -113,18 +86,8 @@ async function withoutVisit(step: Step, outcome: CrawlOutcome): Promise<CrawlOut
   return outcome;
 }
 
-async function forgetVisit(step: Step): Promise<void> {
-  const booked = trailOf(step).at(-1) ?? (step.isRepeat ? step.job.url : undefined);
-  if (booked) await step.politeness.forget(step.id, booked).catch(() => undefined);
-}
-
-/** The hash of the bytes that an earlier run fetched, and was put off for because another job worked on the same. */
-function fetchedContent({ remembered: { contentHash } }: Step): string | null {
-  return typeof contentHash === 'string' ? contentHash : null;
-}
-
 /**
- * For such a run: by now the bytes may be known. While that job is still at it, this one waits on, and does not ask the
+ * For a run that was put off because another job worked on the same bytes: by now the bytes may be known. While that job is still at it, this one waits on, and does not ask the
  * origin a second time. Where that job came to nothing, one of those who wait asks anew, and the others go on waiting.
  */
 async function fetchedBefore(step: Step, holding: Holding): Promise<CrawlOutcome | null> {
@@ -228,59 +191,6 @@ async function ownRecord(step: Step, { record }: UrlFacts): Promise<CrawlOutcome
     : { outcome: 'skipped', reason: 'content', contentHash, rawKey };
 }
 
-/** `null` where the origin says that what is known is still the same. */
-async function fetchImage(step: Step, stale: Stale | null): Promise<Fetched | null> {
-  const { fetcher, politeness, job, signal } = step;
-  const asker = { tenantId: job.tenantId, jobId: step.id, signal, force: job.force };
-  const trail = trailOf(step);
-  const options = {
-    signal,
-    trail,
-    crawler: politeness.crawler,
-    admit: (url: string) => politeness.admit(asker, url),
-  };
-  return timed(step, 'fetch', async () => {
-    const started = performance.now();
-    try {
-      const fetched = await (stale
-        ? fetcher.fetchUnless(stale.record, job.url, options)
-        : fetcher.fetch(job.url, options));
-      if (fetched) step.events.fetched((performance.now() - started) / 1000, fetched.bytes.length);
-      return fetched;
-    } catch (error) {
-      throw await afterFetch(step, trail, error);
-    }
-  });
-}
-
-/** Who is put off goes on where he was; who failed begins anew. */
-async function afterFetch(step: Step, trail: string[], error: unknown): Promise<unknown> {
-  if (error instanceof DeferredError) {
-    // Whoever asked nothing yet but the job's own URL goes on there anyway.
-    if (trail.length > 1 || step.remembered.trail) await step.remember({ trail });
-    return error;
-  }
-  // Where the URL led some time ago may have been meant for a minute: its refusal says nothing of the URL, once.
-  const isOutdated = error instanceof RejectedError && trailOf(step).length > 1 && !step.remembered.askedAnew;
-  const led = step.remembered.trail ? { trail: [], ...(isOutdated && { askedAnew: true }) } : null;
-  // Nor does a request that failed say anything of the bytes of before: who waits for them is held up by it once.
-  const waited = fetchedContent(step) === null || step.signal.aborted ? null : { contentHash: null };
-  if (led ?? waited) await step.remember({ ...led, ...waited });
-  return isOutdated ? new DeferredError(1, `${error.message}, where the URL led in an earlier run`) : error;
-}
-
-/** The URLs that an earlier run of the job asked, and the one that it was put off at. */
-function trailOf({ remembered: { trail } }: Step): string[] {
-  return Array.isArray(trail) ? [...trail] : [];
-}
-
-/** Of the URL itself: what it redirects to has its own. What is too long to be kept is not needed. */
-function validatorsOf({ job }: Step, { finalUrl, etag, lastModified }: Fetched): Validators {
-  if (finalUrl !== job.url) return { etag: null, lastModified: null };
-  const short = (text: string | null) => (text !== null && text.length <= MAX_VALIDATOR_LENGTH ? text : null);
-  return { etag: short(etag), lastModified: short(lastModified) };
-}
-
 async function knownContent(step: Step, contentHash: string, validators: Validators): Promise<Kept | null> {
   const { job, records, jobId } = step;
   const read = await timed(step, 'lookup', () => records.readContent(job.tenantId, contentHash));
@@ -381,8 +291,4 @@ function claiming<T>(
   work: (holding: Holding) => Promise<T>,
 ) {
   return claims.during({ tenantId, holder }, leaseMs, work);
-}
-
-function timed<T>(step: Step, stage: Stage, work: () => Promise<T>): Promise<T> {
-  return inStage(step, (seconds) => step.events.crawlStage(stage, seconds), work);
 }

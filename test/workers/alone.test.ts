@@ -120,7 +120,7 @@ describe.each(['redis', 'postgres'] as const)('a job under which two workers die
   });
 
   test('waits, without an attempt, while another one runs alone', async () => {
-    app = open({}, { FETCH_TIMEOUT_MS: '8000' });
+    app = open({}, { FETCH_TIMEOUT_MS: '3000' });
     const first = await enqueue(site.behave('/hang.png', 'hang'));
     const second = await enqueue(site.put('/fine.png', { body: await noiseImage(20, 20), type: 'image/png' }));
     for (const id of [first, second]) await died('crawl', id);

@@ -1,0 +1,71 @@
+/** What a crawl job asks of the origin, and what it remembers of that for its next run. */
+import { performance } from 'node:perf_hooks';
+import type { Fetched, Validators } from '../src/crawl/fetch.js';
+import { DeferredError, RejectedError } from '../src/errors.js';
+import type { CrawlUrl } from '../src/kinds/crawl.js';
+import { type Step, timed } from './crawl-step.js';
+
+/** Characters of an `ETag` or `Last-Modified` that are kept. */
+const MAX_VALIDATOR_LENGTH = 1_000;
+
+/** `null` where the origin says that what is known is still the same. */
+export async function fetchImage(step: Step, known: CrawlUrl | null): Promise<Fetched | null> {
+  const { fetcher, politeness, job, signal } = step;
+  const asker = { tenantId: job.tenantId, jobId: step.id, signal, force: job.force };
+  const trail = trailOf(step);
+  const options = {
+    signal,
+    trail,
+    crawler: politeness.crawler,
+    admit: (url: string) => politeness.admit(asker, url),
+  };
+  return timed(step, 'fetch', async () => {
+    const started = performance.now();
+    try {
+      const fetched = await (known ? fetcher.fetchUnless(known, job.url, options) : fetcher.fetch(job.url, options));
+      if (fetched) step.events.fetched((performance.now() - started) / 1000, fetched.bytes.length);
+      return fetched;
+    } catch (error) {
+      throw await afterFetch(step, trail, error);
+    }
+  });
+}
+
+/** Who is put off goes on where he was; who failed begins anew. */
+async function afterFetch(step: Step, trail: string[], error: unknown): Promise<unknown> {
+  if (error instanceof DeferredError) {
+    // Whoever asked nothing yet but the job's own URL goes on there anyway.
+    if (trail.length > 1 || step.remembered.trail) await step.remember({ trail });
+    return error;
+  }
+  // Where the URL led some time ago may have been meant for a minute: its refusal says nothing of the URL, once.
+  const isOutdated = error instanceof RejectedError && trailOf(step).length > 1 && !step.remembered.askedAnew;
+  const led = step.remembered.trail ? { trail: [], ...(isOutdated && { askedAnew: true }) } : null;
+  // Nor does a request that failed say anything of the bytes of before: who waits for them is held up by it once.
+  const waited = fetchedContent(step) === null || step.signal.aborted ? null : { contentHash: null };
+  if (led ?? waited) await step.remember({ ...led, ...waited });
+  return isOutdated ? new DeferredError(1, `${error.message}, where the URL led in an earlier run`) : error;
+}
+
+/** The URLs that an earlier run of the job asked, and the one that it was put off at. */
+function trailOf({ remembered: { trail } }: Step): string[] {
+  return Array.isArray(trail) ? [...trail] : [];
+}
+
+/** Of the URL itself: what it redirects to has its own. What is too long to be kept is not needed. */
+export function validatorsOf({ job }: Step, { finalUrl, etag, lastModified }: Fetched): Validators {
+  if (finalUrl !== job.url) return { etag: null, lastModified: null };
+  const short = (text: string | null) => (text !== null && text.length <= MAX_VALIDATOR_LENGTH ? text : null);
+  return { etag: short(etag), lastModified: short(lastModified) };
+}
+
+/** The hash of the bytes that an earlier run fetched, and was put off for because another job worked on the same. */
+export function fetchedContent({ remembered: { contentHash } }: Step): string | null {
+  return typeof contentHash === 'string' ? contentHash : null;
+}
+
+/** Gives back the turn at a host that an earlier run has booked. */
+export async function forgetVisit(step: Step): Promise<void> {
+  const booked = trailOf(step).at(-1) ?? (step.isRepeat ? step.job.url : undefined);
+  if (booked) await step.politeness.forget(step.id, booked).catch(() => undefined);
+}
