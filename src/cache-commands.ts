@@ -7,6 +7,14 @@ import { allowedGap } from './crawl/robots.js';
 import { tenantId, wholeNumberFrom } from './option-values.js';
 import { examples, figures, print } from './output.js';
 
+const PASSED_OVER = `
+passedOver counts what Redis holds and nobody is served, so that it is not compared:
+  void         of an earlier run of that server, or expired meanwhile
+  dead         of a tenant that was invalidated since
+  repairing    older than an overwrite that Redis has not confirmed yet
+  unjournaled  served only while PostgreSQL is away
+`;
+
 interface Output {
   readonly json?: boolean;
 }
@@ -82,7 +90,7 @@ export function addCacheCommands(program: Command, open: () => Promise<App & Asy
     .command('verify')
     .description('compare samples of both tiers; exit 1 if they differ')
     .option('--sample <n>', 'entries of each kind, and of Redis', wholeNumberFrom(1), 1_000)
-    .addHelpText('after', examples('hybrid-cache verify --sample 10000 --json'))
+    .addHelpText('after', examples('hybrid-cache verify --sample 10000 --json') + PASSED_OVER)
     .option('--json', 'print JSON')
     .action(async ({ sample, json }: Output & { sample: number }) => {
       await using app = await open();

@@ -156,11 +156,15 @@ async function service({ workers, api, bringServers }: ServiceOptions): Promise<
   }
 }
 
+/** Where jobs and objects lie: who joins from another terminal has to look in the same places. */
+const CHOSEN = ['QUEUE_BACKEND', 'STORAGE_URL'];
+
 async function ownServers(closer: Closer) {
   const { startLocalStack } = await load.stack();
-  const stack = closer.add('local stack', await startLocalStack({ folder: LOCAL, announce: say }), (one) =>
-    one.close(),
-  );
+  const env = readEnv();
+  const chosen = Object.fromEntries(CHOSEN.flatMap((name) => (env[name] ? [[name, env[name]]] : [])));
+  const options = { folder: LOCAL, announce: say, chosen };
+  const stack = closer.add('local stack', await startLocalStack(options), (one) => one.close());
   say(stack.redis.detail);
   return { stack, env: withLocalStore({ ...stack.env }) };
 }
@@ -178,7 +182,7 @@ async function configured(): Promise<Config> {
 
 function withLocalStore(servers: Env): Env {
   const env = readEnv();
-  return { ...env, ...servers, STORAGE_URL: env.STORAGE_URL || `file:${resolve(LOCAL, 'objects')}` };
+  return { ...env, STORAGE_URL: env.STORAGE_URL || `file:${resolve(LOCAL, 'objects')}`, ...servers };
 }
 
 /** A database that cannot be asked may come up later; one that was never migrated does not get better by waiting. */

@@ -21,6 +21,8 @@ export class KeeperLink {
   readonly #waiting = new Map<number, Waiting>();
   readonly #exited = new Set<number>();
   #nextId = 1;
+  /** Hears of each process of the keeper's that has ended. */
+  onExit: (pid: number) => void = () => undefined;
   #ended = false;
 
   private constructor(child: ChildProcess) {
@@ -73,6 +75,7 @@ export class KeeperLink {
   #take(message: KeeperAnswer | ChildExit): void {
     if ('exited' in message) {
       this.#exited.add(message.exited);
+      this.onExit(message.exited);
       return;
     }
     const waiting = this.#waiting.get(message.id);

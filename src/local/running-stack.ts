@@ -45,8 +45,14 @@ export class RunningStack implements LocalStack {
     private readonly lock: Lock,
     readonly keeper: KeeperLink,
     private state: StackState,
+    announce: (line: string) => void,
   ) {
     this.update({});
+    keeper.onExit = (pid) => {
+      const name = [...this.#servers.keys()].find((one) => this.state[one]?.pid === pid);
+      if (name && !this.#closing)
+        announce(`The local ${name} has ended: stop this command and start it again to have it back.`);
+    };
   }
 
   get env(): StackEnv {
@@ -84,6 +90,7 @@ export class RunningStack implements LocalStack {
   async restart(name: ServerName): Promise<void> {
     const known = this.#servers.get(name);
     if (!known) throw new Error(`this stack has no ${name} of its own`);
+    this.update({ [name]: null }); // its end is no news
     await this.keeper.request({ do: 'end', name });
     await this.start(known.server, known.port);
   }

@@ -42,6 +42,8 @@ export interface StackOptions {
   redis?: 'private' | 'none';
   /** Gets lines for the user about what takes time or lies elsewhere than expected. */
   announce?: (line: string) => void;
+  /** Variables of the owner's that whoever joins has to have as well. */
+  chosen?: Record<string, string>;
   /** What a second start in this folder is told, where it is known already; else see setOwnerAddress. */
   owner?: { url?: string };
 }
@@ -70,12 +72,13 @@ export async function setOwnerAddress(stack: LocalStack, url: string): Promise<v
  */
 export async function findRunningStack(
   folder: string,
-): Promise<{ env: StackEnv; ownerPid: number; address: string | null } | null> {
+): Promise<{ env: StackEnv & Record<string, string>; ownerPid: number; address: string | null } | null> {
   const state = readState(resolve(folder));
   if (!state?.env || !(await isAlive(state.owner))) return null;
   const servers = [state.postgres, state.redis].filter((server) => server !== null);
   const alive = await Promise.all(servers.map(isAlive));
-  return alive.includes(true) ? { env: state.env, ownerPid: state.owner.pid, address: state.address } : null;
+  const { env, chosen, owner, address } = state;
+  return alive.includes(true) ? { env: { ...chosen, ...env }, ownerPid: owner.pid, address } : null;
 }
 
 /** A step that fails takes everything back. */
@@ -101,21 +104,31 @@ async function openStack(options: StackOptions, lock: Lock): Promise<LocalStack>
 }
 
 /** The keeper comes first, and is told what to remove, so that from here on our own death leaves nothing behind. */
-async function startKeeper({ folder, ephemeral, owner }: StackOptions, lock: Lock): Promise<RunningStack> {
+async function startKeeper(
+  { folder, ephemeral, owner, chosen = {}, announce = () => undefined }: StackOptions,
+  lock: Lock,
+): Promise<RunningStack> {
   try {
     // Logs are of the last run only: a stack that is kept would gather them for ever.
     await Promise.all(LOGS.map((log) => rm(join(folder, log), { force: true })));
     const keeper = await KeeperLink.start(folder, join(folder, 'keeper.log'));
-    return new RunningStack(folder, lock, keeper, {
-      owner: await identifySelf(),
-      keeper: await identify(keeper.pid),
-      postgres: null,
-      redis: null,
-      dataFolder: postgresData(folder),
-      removeAtEnd: ephemeral ? [folder] : [],
-      env: null,
-      address: owner?.url ?? null,
-    });
+    return new RunningStack(
+      folder,
+      lock,
+      keeper,
+      {
+        owner: await identifySelf(),
+        keeper: await identify(keeper.pid),
+        postgres: null,
+        redis: null,
+        dataFolder: postgresData(folder),
+        removeAtEnd: ephemeral ? [folder] : [],
+        env: null,
+        address: owner?.url ?? null,
+        chosen,
+      },
+      announce,
+    );
   } catch (error) {
     await lock.release();
     if (ephemeral) await removeFolder(folder);

@@ -23,6 +23,8 @@ const stackState = z.object({
   /** `null` while the stack is being started. */
   env: z.object({ DATABASE_URL: z.string(), REDIS_URL: z.string() }).nullable(),
   address: z.string().nullable(),
+  /** Variables that the owner was given, and that whoever joins has to have as well. */
+  chosen: z.record(z.string(), z.string()).default({}),
 });
 export type StackState = z.infer<typeof stackState>;
 

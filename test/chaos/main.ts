@@ -45,6 +45,7 @@ const EXPERIMENTS: readonly Experiment[] = [
 const LANES = 3;
 /** A run of CI's size takes two or three minutes on a busy machine. */
 const HANGS_MS = 15 * 60_000;
+const MOST_SEED = 2 ** 31;
 const REPORT = '.local/chaos-report.json';
 
 interface Result {
@@ -57,34 +58,18 @@ interface Result {
   readonly broken: readonly string[];
 }
 
-const { values, positionals } = parseArgs({
-  allowPositionals: true,
-  options: {
-    full: { type: 'boolean', default: false },
-    backend: { type: 'string' },
-    seed: { type: 'string' },
-    rate: { type: 'string' },
-  },
-});
-const unknown = positionals.find((id) => !EXPERIMENTS.some((one) => one.id === id));
-const rate = values.rate === undefined ? undefined : Number(values.rate);
-const isRate = rate === undefined || (Number.isInteger(rate) && rate > 0);
-if (unknown || !isRate || (values.backend && !['redis', 'postgres'].includes(values.backend))) {
-  const ids = EXPERIMENTS.map(({ id }) => id).join(' ');
-  console.error(`expected some of ${ids}, --backend redis or postgres, and --rate with jobs a second`);
-  process.exit(2);
-}
-const seed = Number(values.seed ?? Math.floor(Math.random() * 2 ** 31));
-const runs = EXPERIMENTS.filter(({ id }) => positionals.length === 0 || positionals.includes(id)).flatMap((one) =>
+const { ids, backend, rate, full, seed } = asked();
+const runs = EXPERIMENTS.filter(({ id }) => ids.length === 0 || ids.includes(id)).flatMap((one) =>
   one.backends
-    .filter((backend) => values.backend === undefined || values.backend === backend)
+    .filter((its) => backend === undefined || backend === its)
     .map((backend) => ({ experiment: one, backend })),
 );
+if (runs.length === 0) misuse(`none of ${ids.join(', ')} concerns queues on ${backend}`);
 
 const started = performance.now();
-console.log(`seed ${seed}; ${runs.length} runs${values.full ? ' at full size' : ''}`);
+console.log(`seed ${seed}; ${runs.length} runs${full ? ' at full size' : ''}`);
 const results: Result[] = [];
-const lanes = values.full ? 1 : Math.min(LANES, availableParallelism() + 1);
+const lanes = full ? 1 : Math.min(LANES, availableParallelism() + 1);
 await Promise.all(
   Array.from({ length: lanes }, async () => {
     for (let next = runs.shift(); next; next = runs.shift()) results.push(await tried(next.experiment, next.backend));
@@ -97,7 +82,7 @@ const machine = {
   gib: Math.round(totalmem() / 2 ** 30),
   node: process.version,
 };
-await writeFile(REPORT, JSON.stringify({ at: new Date().toISOString(), machine, full: values.full, results }, null, 2));
+await writeFile(REPORT, JSON.stringify({ at: new Date().toISOString(), machine, full, rate, results }, null, 2));
 const failed = results.filter(({ broken }) => broken.length > 0).length;
 console.log(
   `\n${results.length - failed} hold, ${failed} broken, in ${((performance.now() - started) / 60_000).toFixed(1)} min (${REPORT})`,
@@ -107,7 +92,7 @@ process.exit(failed > 0 ? 1 : 0);
 async function tried(experiment: Experiment, backend: Backend): Promise<Result> {
   const { id, title } = experiment;
   const name = `${id} ${backend}`;
-  const trial: Trial = { backend, seed, rate, full: values.full, say: (line) => console.log(`  ${name}: ${line}`) };
+  const trial: Trial = { backend, seed, rate, full, say: (line) => console.log(`  ${name}: ${line}`) };
   const begun = performance.now();
   const result = (figures: Figures, broken: readonly string[]): Result => {
     const seconds = Math.round((performance.now() - begun) / 1000);
@@ -116,14 +101,14 @@ async function tried(experiment: Experiment, backend: Backend): Promise<Result> 
     if (broken.length > 0) {
       for (const one of broken) console.log(`    ${one}`);
       console.log(
-        `    again: npm run chaos -- ${id} --backend ${backend} --seed ${seed}${values.full ? ' --full' : ''}${rate ? ` --rate ${rate}` : ''}`,
+        `    again: npm run chaos -- ${id} --backend ${backend} --seed ${seed}${full ? ' --full' : ''}${rate ? ` --rate ${rate}` : ''}`,
       );
     }
     return { id, title, backend, seed, seconds, figures, broken };
   };
   try {
     const running = experiment.run(trial);
-    const figures = await (values.full ? running : within(HANGS_MS, running, null));
+    const figures = await (full ? running : within(HANGS_MS, running, null));
     return figures ? result(figures, []) : result({}, [`did not end within ${HANGS_MS / 60_000} minutes`]);
   } catch (error) {
     if (error instanceof ViolationError) return result(error.figures, error.violations);
@@ -133,4 +118,52 @@ async function tried(experiment: Experiment, backend: Backend): Promise<Result> 
 
 function rounded(value: number | string): string {
   return typeof value === 'number' ? String(Math.round(value * 100) / 100) : value;
+}
+
+/** What the command line asks for; ends the process where that is nothing. */
+function asked() {
+  const { values, positionals } = parsed();
+  const unknown = positionals.find((id) => !EXPERIMENTS.some((one) => one.id === id));
+  if (unknown !== undefined) misuse(`there is no experiment ${unknown}`);
+  const backend = (['redis', 'postgres'] as const).find((one) => one === values.backend);
+  if (values.backend !== undefined && !backend) misuse(`--backend: expected redis or postgres, got ${values.backend}`);
+  return {
+    ids: positionals,
+    backend,
+    full: values.full,
+    rate: values.rate === undefined ? undefined : wholeNumber('rate', values.rate, 1),
+    seed: values.seed === undefined ? Math.floor(Math.random() * MOST_SEED) : wholeNumber('seed', values.seed, 0),
+  };
+}
+
+function parsed() {
+  try {
+    return parseArgs({
+      allowPositionals: true,
+      options: {
+        full: { type: 'boolean', default: false },
+        backend: { type: 'string' },
+        seed: { type: 'string' },
+        rate: { type: 'string' },
+      },
+    });
+  } catch (error) {
+    return misuse(reasonOf(error));
+  }
+}
+
+function wholeNumber(option: string, text: string, least: number): number {
+  const value = Number(text);
+  if (!/^\d+$/.test(text) || value < least || value > MOST_SEED) {
+    misuse(`--${option}: expected a whole number from ${least} to ${MOST_SEED}, got ${text}`);
+  }
+  return value;
+}
+
+function misuse(what: string): never {
+  const all = EXPERIMENTS.map(({ id }) => id).sort((a, b) => a.localeCompare(b, 'en', { numeric: true }));
+  console.error(
+    `${what}\nusage: npm run chaos -- [${all.join(' ')}] [--backend redis|postgres] [--full] [--seed N] [--rate N]`,
+  );
+  process.exit(2);
 }

@@ -3,6 +3,7 @@ import { existsSync, readdirSync, readFileSync, statSync, writeFileSync } from '
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
 import { findRunningStack, StackRunningError, setOwnerAddress, startLocalStack } from '../../src/local/stack.js';
+import { until } from '../support/until.js';
 import { allPids, isRunning, query, redisDo, SHARED_CACHE, temporaryFolder } from './support.js';
 
 const TIMEOUT = 60_000;
@@ -62,7 +63,8 @@ test('a second start is refused with the address of the first, and another comma
 }, async () => {
   const folder = temporaryFolder();
   expect(await findRunningStack(folder)).toBeNull();
-  const stack = await startLocalStack({ folder, redis: 'none' });
+  const chosen = { QUEUE_BACKEND: 'postgres' };
+  const stack = await startLocalStack({ folder, redis: 'none', chosen });
   expect((await findRunningStack(folder))?.address).toBeNull();
   await setOwnerAddress(stack, 'http://127.0.0.1:3000');
 
@@ -71,11 +73,27 @@ test('a second start is refused with the address of the first, and another comma
   expect(refusal.address).toBe('http://127.0.0.1:3000');
   expect(refusal.message).toContain('http://127.0.0.1:3000');
   const joined = await findRunningStack(folder);
-  expect(joined).toEqual({ env: stack.env, ownerPid: process.pid, address: 'http://127.0.0.1:3000' });
+  expect(joined).toEqual({ env: { ...stack.env, ...chosen }, ownerPid: process.pid, address: 'http://127.0.0.1:3000' });
   expect(stack.env.REDIS_URL).toBe('none');
 
   await stack.close();
   expect(await findRunningStack(folder)).toBeNull();
+});
+
+test('a server that ends by itself is told of, and not one that is restarted or ended with the stack', {
+  timeout: TIMEOUT,
+}, async () => {
+  const said: string[] = [];
+  const announce = (line: string) => void said.push(line);
+  const stack = await startLocalStack({ folder: temporaryFolder(), redis: 'none', ephemeral: true, announce });
+  said.splice(0);
+  await stack.restart('postgres');
+  expect(said).toEqual([]);
+  await stack.kill('postgres', 'SIGKILL');
+  await until('it to be told', () => said.length > 0);
+  await stack.restart('postgres');
+  await stack.close();
+  expect(said).toEqual(['The local postgres has ended: stop this command and start it again to have it back.']);
 });
 
 test('of many starts at once in one folder exactly one wins', { timeout: TIMEOUT }, async () => {

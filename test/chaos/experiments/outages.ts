@@ -199,7 +199,7 @@ export async function redisOutage(trial: Trial, lab: Lab, load: Load, fault: Red
 export function mustBeQuick({ full }: Trial, what: string, sortedMs: readonly number[]): void {
   const [share, name] = full ? [0.99, 'p99'] : [0.5, 'median'];
   const ms = percentile(sortedMs, share);
-  must(ms <= READ_MS, `the ${name} of ${what} is ${ms} ms, and not at most ${READ_MS}`);
+  must(ms <= READ_MS, `the ${name} of ${what} is ${Math.round(ms)} ms, and not at most ${READ_MS}`);
 }
 
 /** What the load and the workers felt of an outage. */
