@@ -8,6 +8,7 @@ import { tenantId, wholeNumberFrom } from './option-values.js';
 import { examples, figures, print } from './output.js';
 
 const PASSED_OVER = `
+
 passedOver counts what Redis holds and nobody is served, so that it is not compared:
   void         of an earlier run of that server, or expired meanwhile
   dead         of a tenant that was invalidated since
