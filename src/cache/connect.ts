@@ -19,7 +19,7 @@ import { RedisTier } from './redis-tier.js';
 
 /** Longest wait for one operation, in milliseconds: a healthy Redis answers in under one, PostgreSQL in a few. */
 const REDIS_DEADLINE_MS = 250;
-const POSTGRES_DEADLINE_MS = 3_000;
+export const POSTGRES_DEADLINE_MS = 3_000;
 const DEFAULT_PREFIX = 'hc';
 
 /** Both tiers, opened, and what works on them. */

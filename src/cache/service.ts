@@ -1,4 +1,5 @@
 /** The library: the Python service's method names, in camelCase, over the hybrid cache. */
+import { performance } from 'node:perf_hooks';
 import { type Config, readEnv, toConfig } from '../config.js';
 import { ArgumentError } from '../errors.js';
 import { Events } from '../events.js';
@@ -14,6 +15,7 @@ import { BUILT_IN_MODELS, type FaceModels } from '../kinds/models.js';
 import { perceptualHashes } from '../kinds/perceptual-hash.js';
 import { checkTopK, type SearchResults, searches, searchResults } from '../kinds/search-results.js';
 import { canonicalUrl } from '../kinds/url.js';
+import { within } from '../lifecycle.js';
 import { createLogger, type Logger } from '../logger.js';
 import { createMetrics, type Metrics } from '../metrics.js';
 import {
@@ -26,7 +28,7 @@ import {
   hashOf,
   optionalText,
 } from './arguments.js';
-import { type CacheConfig, type CacheConnection, connectCache } from './connect.js';
+import { type CacheConfig, type CacheConnection, connectCache, POSTGRES_DEADLINE_MS } from './connect.js';
 import { CrawlRecords, UNKNOWN_VERSION } from './crawl-records.js';
 import { unlessAway } from './hybrid.js';
 import { type NearDuplicate, searchNearDuplicates } from './near-duplicates.js';
@@ -249,9 +251,14 @@ export class HybridCacheService {
   }
 
   async #skip(tenant: string, asked: readonly Asked[]): Promise<SkipAnswer[]> {
+    const due = performance.now() + POSTGRES_DEADLINE_MS;
     const facts = await this.#records.imageFacts(tenant, asked);
     const newUrls = facts.filter(isKnownByContent).filter(({ isInDoubt }) => !isInDoubt);
-    await unlessAway(this.#records.rememberUrls(tenant, newUrls));
+    // The answer does not depend on it: who waited long to be told does not wait as long again, and it goes on by itself.
+    if (newUrls.length > 0) {
+      const remembering = unlessAway(this.#records.rememberUrls(tenant, newUrls));
+      await within(Math.max(0, due - performance.now()), remembering, null);
+    }
     return facts.map((one) => (this.#records.reaches(tenant, one) ? skipByFacts(one) : NOT_SKIPPED));
   }
 

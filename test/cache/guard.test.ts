@@ -1,4 +1,5 @@
 /** The guard between dead and merely unable, on a real server that is made unable. */
+import { setTimeout as pause } from 'node:timers/promises';
 import { Client } from 'pg';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import type { App } from '../../src/app.js';
@@ -9,6 +10,8 @@ import { until } from '../support/until.js';
 import { createWorld, type World } from '../support/world.js';
 import { counted } from './support.js';
 
+/** Most of what a look-up may take, and not so much that the server gives it up. */
+const LONG_MS = 1_800;
 const HASH = 'a'.repeat(64);
 
 let world: World;
@@ -91,6 +94,37 @@ test('who waited in vain to be told of a URL does not wait again to record it', 
     expect(await counted(both.metrics.tierErrors, { tier: 'postgres', operation: 'write' })).toBe(0);
   } finally {
     await blocker.end();
+  }
+});
+
+test('who waited long to be told of an image does not wait as long again for its URL to be recorded', async () => {
+  const both = world.app();
+  const bytes = Buffer.from('bytes that are asked for while the table is locked');
+  const url = 'https://example.com/long.jpg';
+  expect(await both.cache.storeCrawledImage(url, bytes, { rawKey: 'raw/2' }, 'acme')).toBe(true);
+  const [forAll, forWriters] = [1, 2].map(() => new Client({ connectionString: world.databaseUrl })) as [
+    Client,
+    Client,
+  ];
+  await Promise.all([forAll.connect(), forWriters.connect()]);
+  const waiting = async () => {
+    const { rows } = await app.connection.pool.query(
+      `select query from pg_stat_activity where datname = current_database() and cardinality(pg_blocking_pids(pid)) > 0`,
+    );
+    return rows.length;
+  };
+  try {
+    await forAll.query('begin; lock table crawl_cache in access exclusive mode');
+    const answer = both.cache.shouldSkipCrawledImage(`${url}?other`, bytes, 'acme');
+    await until('the look-up to wait', async () => (await waiting()) === 1);
+    const taken = forWriters.query('begin; lock table crawl_cache in share mode');
+    await pause(LONG_MS);
+    await forAll.query('commit');
+    await taken;
+    expect(await answer).toEqual({ shouldSkip: true, rawKey: 'raw/2', reason: 'content' });
+    expect(await waiting()).toBe(1);
+  } finally {
+    await Promise.all([forAll.end(), forWriters.end()]);
   }
 });
 
