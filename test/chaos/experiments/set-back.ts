@@ -188,7 +188,7 @@ async function run(trial: Trial, lab: Lab): Promise<Figures> {
     recorded: () => true,
     outdated: ({ id, tenantId }) => tenantId === A && endedFirst.has(id),
   });
-  return { ...hold(judgement, { reads, ...figures }), ...(await holdLibrary(load)) };
+  return { ...hold(judgement, { 'reads of both tenants': reads, ...figures }), ...(await holdLibrary(load)) };
 }
 
 const SET_BACK: Experiment = {
