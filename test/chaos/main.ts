@@ -64,7 +64,7 @@ const runs = EXPERIMENTS.filter(({ id }) => ids.length === 0 || ids.includes(id)
     .filter((its) => backend === undefined || backend === its)
     .map((backend) => ({ experiment: one, backend })),
 );
-if (runs.length === 0) misuse(`none of ${ids.join(', ')} concerns queues on ${backend}`);
+if (runs.length === 0) misuse(`${ids.join(', ')}: not with queues on ${backend}`);
 
 const started = performance.now();
 console.log(`seed ${seed}; ${runs.length} runs${full ? ' at full size' : ''}`);
