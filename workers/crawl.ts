@@ -87,8 +87,9 @@ async function withoutVisit(step: Step, outcome: CrawlOutcome): Promise<CrawlOut
 }
 
 /**
- * For a run that was put off because another job worked on the same bytes: by now the bytes may be known. While that job is still at it, this one waits on, and does not ask the
- * origin a second time. Where that job came to nothing, one of those who wait asks anew, and the others go on waiting.
+ * For a run that was put off because another job worked on the same bytes: by now they may be known. While that job is
+ * still at it, this one waits on, and does not ask the origin a second time. Where that job came to nothing, one of those
+ * who wait asks anew, and the others go on waiting.
  */
 async function fetchedBefore(step: Step, holding: Holding): Promise<CrawlOutcome | null> {
   const contentHash = fetchedContent(step);

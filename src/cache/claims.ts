@@ -87,14 +87,13 @@ export class Claims {
         await release(new Map([[subject, since]]));
       },
     };
-    let waits = false;
     try {
       return await work(holding);
     } catch (error) {
-      waits = error === refusal;
+      if (error === refusal) taken.clear(); // it stays the job's own
       throw error;
     } finally {
-      if (!waits && taken.size > 0) await release(taken);
+      if (taken.size > 0) await release(taken);
     }
   }
 
