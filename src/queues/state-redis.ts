@@ -56,9 +56,21 @@ for _, dead in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now)) do
   release(dead)
 end
 
+-- A gap counts from what began before it was known too: whoever reads the rules first has asked for them under another one.
+local soonest = 0
+for i = 0, gap > 0 and redis.call('ZCARD', KEYS[2]) - 1 or -1 do
+  local held = redis.call('ZREVRANGE', KEYS[2], i, i, 'WITHSCORES')
+  if redis.call('HGET', KEYS[3], held[1]) == '0' then
+    -- By another configuration its lease may have been longer.
+    soonest = math.min(tonumber(held[2]) - lease, now) + gap
+    break
+  end
+end
+next = math.max(next, soonest)
+
 if step == 'leave' then
   local start = tonumber(redis.call('HGET', KEYS[3], job) or -1)
-  if start > 0 then next = math.min(next, start) end
+  if start > 0 then next = math.max(math.min(next, start), soonest) end
   if start == 0 and cool == 0 and now > cooled then cooled = 0 end
   release(job)
   redis.call('ZREM', KEYS[4], job)
@@ -91,11 +103,7 @@ elseif step == 'enter' or step == 'again' or step == 'also' then
     end
   else
     -- Who began under it, and comes once more, may have made its request by now: this is another one.
-    if step == 'again' or (step == 'enter' and start == 0) then
-      -- By another configuration its lease may have been longer.
-      local begun = start == 0 and math.min(tonumber(redis.call('ZSCORE', KEYS[2], job)) - lease, now) or 0
-      start = math.max(now, next, begun + gap)
-    end
+    if step == 'again' or (step == 'enter' and start == 0) then start = math.max(now, next) end
     next = math.max(next, math.max(start, now) + gap)
     hold(job, start, start <= now)
   end

@@ -447,6 +447,25 @@ describe.each(['redis', 'postgres'])('host schedule on %s', (backend) => {
     expect(delayMs).toBeLessThanOrEqual(60_000);
   });
 
+  test('whoever knows of a gap keeps it from those who began without knowing, and are not back yet', async () => {
+    await using world = await createWorld();
+    const schedule = scheduleOf(world.app(env));
+    const far = rules({ most: 4, gapMs: 60_000 });
+    const permit = await schedule.enter(HOST, 'asks for the rules', 'acme', rules({ most: 1 }));
+    // It has read and told them, and did not book its image yet.
+    const { delayMs } = await deferral(schedule.enter(HOST, 'knows the rules', 'acme', far));
+    expect(delayMs).toBeGreaterThan(30_000);
+    expect(delayMs).toBeLessThanOrEqual(60_000);
+    // Behind that one.
+    const own = await deferral(permit.again(far));
+    expect(own.delayMs).toBeGreaterThan(60_000);
+    expect(own.delayMs).toBeLessThanOrEqual(120_000);
+    // Who gives its booking back leaves the gap.
+    await schedule.leave(HOST, 'knows the rules', far);
+    const next = await deferral(schedule.enter(HOST, 'comes later', 'acme', far));
+    expect(next.delayMs).toBeGreaterThan(60_000);
+  });
+
   test('`again` keeps the place, and books a gap later', async () => {
     await using world = await createWorld();
     const schedule = scheduleOf(world.app(env));
