@@ -161,8 +161,8 @@ const CHOSEN = ['QUEUE_BACKEND', 'STORAGE_URL'];
 
 async function ownServers(closer: Closer) {
   const { startLocalStack } = await load.stack();
-  const env = readEnv();
-  const chosen = Object.fromEntries(CHOSEN.flatMap((name) => (env[name] ? [[name, env[name]]] : [])));
+  const env = withLocalStore({});
+  const chosen = Object.fromEntries(CHOSEN.map((name) => [name, env[name] ?? '']));
   const options = { folder: LOCAL, announce: say, chosen };
   const stack = closer.add('local stack', await startLocalStack(options), (one) => one.close());
   say(stack.redis.detail);
