@@ -38,6 +38,8 @@ export interface LocalStack extends AsyncDisposable {
 export class RunningStack implements LocalStack {
   redis: LocalStack['redis'] = { source: 'none', detail: 'Not started yet.' };
   readonly #servers = new Map<ServerName, { server: Server; port: number }>();
+  /** Whose end is no news. */
+  readonly #restarting = new Set<ServerName>();
   #closing: Promise<void> | undefined;
 
   constructor(
@@ -50,7 +52,7 @@ export class RunningStack implements LocalStack {
     this.update({});
     keeper.onExit = (pid) => {
       const name = [...this.#servers.keys()].find((one) => this.state[one]?.pid === pid);
-      if (name && !this.#closing)
+      if (name && !this.#restarting.has(name) && !this.#closing)
         announce(`The local ${name} has ended: stop this command and start it again to have it back.`);
     };
   }
@@ -90,9 +92,13 @@ export class RunningStack implements LocalStack {
   async restart(name: ServerName): Promise<void> {
     const known = this.#servers.get(name);
     if (!known) throw new Error(`this stack has no ${name} of its own`);
-    this.update({ [name]: null }); // its end is no news
-    await this.keeper.request({ do: 'end', name });
-    await this.start(known.server, known.port);
+    this.#restarting.add(name);
+    try {
+      await this.keeper.request({ do: 'end', name });
+      await this.start(known.server, known.port);
+    } finally {
+      this.#restarting.delete(name);
+    }
   }
 
   close(): Promise<void> {

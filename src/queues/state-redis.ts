@@ -58,8 +58,8 @@ end
 
 -- A gap counts from what began before it was known too: whoever reads the rules first has asked for them under another one.
 local soonest = 0
-for i = 0, gap > 0 and redis.call('ZCARD', KEYS[2]) - 1 or -1 do
-  local held = redis.call('ZREVRANGE', KEYS[2], i, i, 'WITHSCORES')
+for i = -1, gap > 0 and -redis.call('ZCARD', KEYS[2]) or 0, -1 do
+  local held = redis.call('ZRANGE', KEYS[2], i, i, 'WITHSCORES')
   if redis.call('HGET', KEYS[3], held[1]) == '0' then
     -- By another configuration its lease may have been longer.
     soonest = math.min(tonumber(held[2]) - lease, now) + gap

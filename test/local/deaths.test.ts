@@ -70,11 +70,12 @@ test('servers whose keeper and owner were killed are ended by the next start', {
 test('closing a stack whose keeper was killed ends its servers all the same', { timeout: TIMEOUT }, async () => {
   const folder = join(temporaryFolder(), 'demo');
   const stack = await startLocalStack({ folder, ephemeral: true, cacheFolder: SHARED_CACHE });
+  const pids = allPids(stack);
   process.kill(stack.pids.keeper, 'SIGKILL');
   await until('the keeper is gone', () => !isRunning(stack.pids.keeper));
   await expect(stack.restart('redis')).rejects.toThrow(/keeper process has ended/);
   await stack.close();
-  expect(allPids(stack).filter(isRunning)).toEqual([]);
+  expect(pids.filter(isRunning)).toEqual([]);
   expect(existsSync(folder)).toBe(false);
 });
 
