@@ -1,8 +1,9 @@
+ALTER TABLE "queue_state"."hosts" ADD COLUMN "began_at" bigint DEFAULT 0 NOT NULL;--> statement-breakpoint
 -- One step of a host's schedule, where the queue is on PostgreSQL: `src/queues/host-schedule.ts` says what the steps mean,
 -- and `state-redis.ts` is the same for Redis. The host's row is locked, so that steps come one after another.
 --
--- New: a gap counts from what began before it was known too. Whoever reads a host's rules first has asked for them under
--- another gap; until it had booked its next request, others who had read them by then began right behind it.
+-- New: a gap counts from the last beginning, also where it was not known then (whoever reads a host's rules first has asked
+-- for them under another one), and for who was booked before that.
 CREATE OR REPLACE FUNCTION queue_state.visit(
   step text, visited text, visitor text, tenant text, most integer, gap_ms bigint, lease_ms bigint, cool_ms bigint
 ) RETURNS TABLE (job text, delay_ms bigint, booked boolean) LANGUAGE plpgsql AS $$
@@ -14,12 +15,14 @@ DECLARE
   reached bigint;
   permit queue_state.host_permits;
   waiter queue_state.host_waiting;
+  began_ms bigint;
   soonest bigint;
   ahead bigint;
   in_line boolean;
+  begins boolean;
 BEGIN
   INSERT INTO queue_state.hosts AS h (host) VALUES (visited) ON CONFLICT (host) DO UPDATE SET host = h.host
-    RETURNING next_at, cooled_until, place INTO next_ms, cooled_ms, reached;
+    RETURNING next_at, began_at, cooled_until, place INTO next_ms, began_ms, cooled_ms, reached;
   now_ms := extract(epoch FROM clock_timestamp()) * 1000;
   WITH dead AS (
     DELETE FROM queue_state.host_permits AS p WHERE p.host = visited AND p.expires_at <= now_ms RETURNING p.job, p.begun
@@ -27,9 +30,8 @@ BEGIN
   INSERT INTO queue_state.host_waiting (host, job, tenant_id, place)
     SELECT visited, dead.job, '', reached FROM dead WHERE NOT dead.begun;
 
-  -- By another configuration a lease may have been longer.
-  SELECT max(least(p.expires_at - lease_ms, now_ms)) + gap_ms INTO soonest
-    FROM queue_state.host_permits AS p WHERE p.host = visited AND p.begun;
+  began_ms := least(began_ms, now_ms);
+  soonest := began_ms + gap_ms;
   next_ms := greatest(next_ms, soonest);
 
   IF step = 'leave' THEN
@@ -66,8 +68,14 @@ BEGIN
     ELSE
       IF step = 'again' OR (step = 'enter' AND permit.begun) THEN
         permit.starts_at := greatest(now_ms, next_ms);
+      ELSIF NOT permit.begun THEN
+        -- Somebody may have begun beside who was booked.
+        permit.starts_at := greatest(permit.starts_at, soonest);
       END IF;
       permit.begun := permit.starts_at <= now_ms;
+      IF permit.begun THEN
+        began_ms := now_ms;
+      END IF;
       next_ms := greatest(next_ms, greatest(permit.starts_at, now_ms) + gap_ms);
       UPDATE queue_state.host_permits AS p
         SET starts_at = permit.starts_at, begun = permit.begun,
@@ -95,9 +103,12 @@ BEGIN
     EXIT WHEN NOT FOUND;
     reached := greatest(reached, waiter.place);
     next_ms := greatest(now_ms, next_ms);
+    begins := waiter.job = visitor AND step <> 'look' AND next_ms <= now_ms;
     INSERT INTO queue_state.host_permits (host, job, starts_at, begun, expires_at)
-      VALUES (visited, waiter.job, next_ms, waiter.job = visitor AND step <> 'look' AND next_ms <= now_ms,
-        next_ms + lease_ms);
+      VALUES (visited, waiter.job, next_ms, begins, next_ms + lease_ms);
+    IF begins THEN
+      began_ms := now_ms;
+    END IF;
     IF waiter.job <> visitor THEN
       RETURN QUERY SELECT waiter.job, next_ms - now_ms, true;
     END IF;
@@ -119,7 +130,7 @@ BEGIN
     END IF;
   END IF;
   in_line := EXISTS (SELECT FROM queue_state.host_waiting AS w WHERE w.host = visited);
-  UPDATE queue_state.hosts SET next_at = next_ms, cooled_until = cooled_ms,
+  UPDATE queue_state.hosts SET next_at = next_ms, began_at = began_ms, cooled_until = cooled_ms,
       place = CASE WHEN in_line THEN reached ELSE 0 END,
       due_at = (
         SELECT greatest(

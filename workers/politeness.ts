@@ -7,11 +7,11 @@ import type { HybridCache } from '../src/cache/hybrid.js';
 import { entry } from '../src/cache/tier.js';
 import type { Fetcher, Leave } from '../src/crawl/fetch.js';
 import { allowedGap, crawlDelay, robotsOf, unreachableRobots } from '../src/crawl/robots.js';
-import { DeferredError, RejectedError, RetryableError, TierUnavailableError } from '../src/errors.js';
+import { DeferredError, RejectedError, RetryableError } from '../src/errors.js';
 import { sha256 } from '../src/kinds/identity.js';
 import { type Robots, robotsFiles } from '../src/kinds/robots.js';
 import type { HostRules, HostSchedule, Permit } from '../src/queues/host-schedule.js';
-import { QueueUnavailableError } from '../src/queues/index.js';
+import { comesBack } from './run.js';
 
 /** More than is read of a robots.txt, so that one that is too large still is one. */
 const MAX_FILE_BYTES = 5 * 1024 * 1024;
@@ -43,6 +43,11 @@ export interface Asker {
   readonly signal: AbortSignal;
   /** Whether a refusal by rules that are known is asked about anew. */
   readonly force?: boolean | undefined;
+  /**
+   * Where the job asks for a robots.txt; grows with every redirect, and is empty once it is had. Whoever keeps it can go on
+   * where it was put off.
+   */
+  readonly robotsTrail: string[];
 }
 
 /** A robots.txt that is asked for. */
@@ -50,10 +55,8 @@ interface RobotsFile {
   readonly origin: string;
   /** Our product token. */
   readonly crawler: string;
-  /** Where it was asked for; grows with every redirect. */
-  readonly trail: string[];
-  /** Of the origin's own host. */
-  readonly permit: Permit;
+  /** Of the origin's own host; `null` for who goes on elsewhere. */
+  readonly permit: Permit | null;
 }
 
 export class Politeness {
@@ -81,18 +84,22 @@ export class Politeness {
     const { crawler } = this;
     if (crawler === undefined) return this.#enter(asker, host, this.#rules());
     const robots = await this.#known(asker.tenantId, origin);
-    if (robots && !(asker.force && isOldRefusal(robots, url, crawler)))
-      return this.#enter(asker, host, this.#rules(await this.#allowedGap(asker, robots, url, crawler)));
-    const permit = await this.schedule.enter(host, asker.jobId, asker.tenantId, { ...this.#rules(), most: 1 });
-    const trail = [`${origin}/robots.txt`];
+    const isKnown = robots !== null && !(asker.force && isOldRefusal(robots, url, crawler));
+    const isLed = asker.robotsTrail.length > 1 && asker.robotsTrail[0] === robotsUrl(origin);
+    if (isLed && !isKnown) return this.#goOn(asker, url, crawler);
+    await this.#forgetFile(asker, host);
+    if (isKnown) return this.#enterAllowed(asker, robots, url, crawler);
+    asker.robotsTrail.push(robotsUrl(origin));
+    const before = this.#rules(robots ? crawlDelay(robots, crawler) : 0);
+    const permit = await this.schedule.enter(host, asker.jobId, asker.tenantId, { ...before, most: 1 });
     try {
-      const found = await this.#ask(asker, { origin, crawler, trail, permit });
+      const found = await this.#ask(asker, { origin, crawler, permit });
       const rules = this.#rules(await this.#gapAfter(found, url, crawler, permit));
       await permit.again(rules);
       return this.#leaving(permit, rules);
     } catch (error) {
       // What another host answered, where robots.txt led, says nothing of this one.
-      const isOwn = new URL(trail.at(-1) as string).host === host;
+      const isOwn = isAt(host, asker.robotsTrail.at(-1));
       if (!comesBack(error)) await this.#leaving(permit, this.#oneAtATime())(isOwn ? error : undefined);
       throw error;
     }
@@ -106,6 +113,30 @@ export class Politeness {
   /** Has the jobs woken that nobody woke when their turn came. @throws {QueueUnavailableError} */
   async tend(signal: AbortSignal): Promise<void> {
     await this.schedule.tend(this.#rules(), signal);
+  }
+
+  /**
+   * For who was put off where robots.txt led: its turn is there, and would pass while it waited at its own host. The permit
+   * that it holds at that one keeps others from asking for the same file, until the lease ends.
+   */
+  async #goOn(asker: Asker, url: string, crawler: string): Promise<Leave> {
+    const { origin } = new URL(url);
+    const found = await this.#ask(asker, { origin, crawler, permit: null }).catch(async (error: unknown) => {
+      if (!comesBack(error)) await this.forget(asker.jobId, url).catch(() => undefined);
+      throw error;
+    });
+    return this.#enterAllowed(asker, found, url, crawler);
+  }
+
+  /** Gives up what the job has booked where a robots.txt led that it needs no more. */
+  async #forgetFile({ jobId, robotsTrail }: Asker, host: string): Promise<void> {
+    const booked = robotsTrail.at(-1);
+    robotsTrail.length = 0;
+    if (booked !== undefined && !isAt(host, booked)) await this.forget(jobId, booked).catch(() => undefined);
+  }
+
+  async #enterAllowed(asker: Asker, robots: Robots, url: string, crawler: string): Promise<Leave> {
+    return this.#enter(asker, new URL(url).host, this.#rules(await this.#allowedGap(asker, robots, url, crawler)));
   }
 
   /**
@@ -157,14 +188,16 @@ export class Politeness {
     const { origin } = file;
     const robots = await this.#fetch(asker, file);
     await this.cache.write([entry(asker.tenantId, robotsFiles, sha256(origin), robots)], { hotWithoutDurable: true });
+    asker.robotsTrail.length = 0;
     return robots;
   }
 
   /** RFC 9309 section 2.3.1: no file allows everything, and one that cannot be had nothing. */
   async #fetch(asker: Asker, file: RobotsFile): Promise<Robots> {
-    const { origin, crawler, trail } = file;
+    const { origin, crawler } = file;
+    const trail = asker.robotsTrail;
     try {
-      const { bytes } = await this.fetcher.fetch(trail[0] as string, {
+      const { bytes } = await this.fetcher.fetch(robotsUrl(origin), {
         signal: asker.signal,
         maxBytes: MAX_FILE_BYTES,
         trail,
@@ -189,11 +222,11 @@ export class Politeness {
    * For the origin's own host the permit is held already. What its robots.txt leads to there (from http to https, say) is
    * asked for at once, and counts where the next gap begins.
    */
-  async #admitToFile(asker: Asker, { origin, trail, permit }: RobotsFile, url: string): Promise<Leave> {
+  async #admitToFile(asker: Asker, { origin, permit }: RobotsFile, url: string): Promise<Leave> {
     const rules = { ...this.#rules(), most: 1 };
     const { host } = new URL(url);
-    if (host !== new URL(origin).host) return this.#enter(asker, host, rules);
-    if (trail.length > 1) await permit.also(rules);
+    if (!permit || !isAt(host, origin)) return this.#enter(asker, host, rules);
+    if (asker.robotsTrail.length > 1) await permit.also(rules);
     return nothing;
   }
 
@@ -229,9 +262,10 @@ function isOldRefusal(robots: Robots, url: string, crawler: string): boolean {
 
 const nothing: Leave = async () => undefined;
 
-/** Who is only put off, or handed back in an outage, comes back soon for what it has booked. */
-function comesBack(error: unknown): boolean {
-  return (
-    error instanceof DeferredError || error instanceof TierUnavailableError || error instanceof QueueUnavailableError
-  );
+function robotsUrl(origin: string): string {
+  return `${origin}/robots.txt`;
+}
+
+function isAt(host: string, url: string | undefined): boolean {
+  return url !== undefined && new URL(url).host === host;
 }

@@ -186,11 +186,17 @@ function adoptRetryPolicy<Payload>(contract: QueueContract<Payload>, job: Job): 
   job.opts.backoff ||= BACKOFF;
 }
 
+/** Whether a run that ends so spent no attempt: it was put off, or met an outage of ours, and what it booked is still wanted. */
+export function comesBack(error: unknown): boolean {
+  return (
+    error instanceof DeferredError || error instanceof TierUnavailableError || error instanceof QueueUnavailableError
+  );
+}
+
 function handBackDelay(error: unknown, shutdown: AbortSignal): number | null {
   if (error instanceof DeferredError) return error.delayMs;
   if (shutdown.aborted) return 1;
-  if (error instanceof TierUnavailableError || error instanceof QueueUnavailableError) return OUTAGE_DELAY_MS;
-  return null;
+  return comesBack(error) ? OUTAGE_DELAY_MS : null;
 }
 
 /** Where the queue's store is away too, the job stays with a lock that ends: it runs again then, as after a crash. */

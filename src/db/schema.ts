@@ -301,6 +301,8 @@ export const hosts = queueState.table(
   {
     host: text('host').primaryKey(),
     nextAt: bigint('next_at', { mode: 'number' }).notNull().default(0),
+    /** When the last request began. */
+    beganAt: bigint('began_at', { mode: 'number' }).notNull().default(0),
     cooledUntil: bigint('cooled_until', { mode: 'number' }).notNull().default(0),
     /** The place that its line has come to. */
     place: bigint('place', { mode: 'number' }).notNull().default(0),

@@ -15,7 +15,8 @@
  * nobody is woken only to be turned away. Tenants take turns in a line, as in the queue (`turns.ts`), and each tenant's
  * jobs are served as they came. Permits are leases: of a job that died, the next step at its host takes it back, and who did
  * not come for one in time is in line again. Whoever knows of a longer gap than those before it keeps it from their
- * beginnings too: the first to read a host's rules has asked for them under another one.
+ * beginnings too: the first to read a host's rules has asked for them under another one. Who was booked, and then finds that
+ * somebody has begun beside it, as a job that died and comes again, waits for the gap once more.
  *
  * A permit is given in the store, and waking its job is a second thing to do, which fails where the process dies in between,
  * or the store does. So every process that takes jobs tends the hosts that are overdue (`tend`): where nobody came for a

@@ -13,11 +13,11 @@ const EXPECTED_FORGOTTEN_MS = 30 * 24 * 3_600_000;
 const COOLED_FORGOTTEN_MS = 3_600_000;
 
 /**
- * KEYS: host (hash: `next`, `cooled`, and of the line the `place` it has come to and its `arrivals`), permits (sorted by their end), starts (hash:
- * beginning of a permit, 0 once it has begun), line (sorted by place, and by arrival within one), tenants (hash: the last
- * place that each has in the line), due (hosts, sorted by when somebody should have come to them). ARGV: step, job, most,
- * gap, lease, cool, tenant, host; all times in whole milliseconds. Only the
- * next beginning is booked: the one behind it is a gap after it really was, however late that may be.
+ * KEYS: host (hash: `next`, when the last one `began`, `cooled`, and of the line the `place` it has come to and its
+ * `arrivals`), permits (sorted by their end), starts (hash: beginning of a permit, 0 once it has begun), line (sorted by
+ * place, and by arrival within one), tenants (hash: the last place that each has in the line), due (hosts, sorted by when
+ * somebody should have come to them). ARGV: step, job, most, gap, lease, cool, tenant, host; all times in whole
+ * milliseconds. Only the next beginning is booked: the one behind it is a gap after it really was, however late that may be.
  */
 const VISIT = `
 local step, job, tenant = ARGV[1], ARGV[2], ARGV[7]
@@ -26,6 +26,7 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local next = tonumber(redis.call('HGET', KEYS[1], 'next') or 0)
 local cooled = tonumber(redis.call('HGET', KEYS[1], 'cooled') or 0)
+local began = math.min(tonumber(redis.call('HGET', KEYS[1], 'began') or 0), now)
 local reached = tonumber(redis.call('HGET', KEYS[1], 'place') or 0)
 local answer = {}
 
@@ -56,16 +57,9 @@ for _, dead in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now)) do
   release(dead)
 end
 
--- A gap counts from what began before it was known too: whoever reads the rules first has asked for them under another one.
-local soonest = 0
-for i = -1, gap > 0 and -redis.call('ZCARD', KEYS[2]) or 0, -1 do
-  local held = redis.call('ZRANGE', KEYS[2], i, i, 'WITHSCORES')
-  if redis.call('HGET', KEYS[3], held[1]) == '0' then
-    -- By another configuration its lease may have been longer.
-    soonest = math.min(tonumber(held[2]) - lease, now) + gap
-    break
-  end
-end
+-- A gap counts from the last beginning, also where it was not known then: whoever reads the rules first has asked for them
+-- under another one.
+local soonest = began + gap
 next = math.max(next, soonest)
 
 if step == 'leave' then
@@ -103,9 +97,12 @@ elseif step == 'enter' or step == 'again' or step == 'also' then
     end
   else
     -- Who began under it, and comes once more, may have made its request by now: this is another one.
-    if step == 'again' or (step == 'enter' and start == 0) then start = math.max(now, next) end
+    if step == 'again' or (step == 'enter' and start == 0) then start = math.max(now, next)
+    -- Somebody may have begun beside who was booked.
+    elseif start > 0 then start = math.max(start, soonest) end
     next = math.max(next, math.max(start, now) + gap)
     hold(job, start, start <= now)
+    if start <= now then began = now end
   end
 end
 
@@ -122,7 +119,9 @@ while mayGrant() do
   if not first then break end
   reached = math.max(reached, math.floor(tonumber(popped[2])))
   next = math.max(now, next)
-  hold(first, next, first == job and step ~= 'look' and next <= now)
+  local begins = first == job and step ~= 'look' and next <= now
+  hold(first, next, begins)
+  if begins then began = now end
   if first ~= job then answer[#answer + 1] = { first, next - now, 1 } end
   next = next + gap
 end
@@ -142,7 +141,7 @@ if not inLine then
   redis.call('DEL', KEYS[5])
   reached = 0
 end
-redis.call('HSET', KEYS[1], 'next', next, 'cooled', cooled, 'place', reached)
+redis.call('HSET', KEYS[1], 'next', next, 'began', began, 'cooled', cooled, 'place', reached)
 
 local due
 for _, start in ipairs(redis.call('HVALS', KEYS[3])) do

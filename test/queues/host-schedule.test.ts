@@ -466,6 +466,34 @@ describe.each(['redis', 'postgres'])('host schedule on %s', (backend) => {
     expect(next.delayMs).toBeGreaterThan(60_000);
   });
 
+  test('a gap that nobody knew of counts from the last beginning also where that job has died', async () => {
+    await using world = await createWorld();
+    const schedule = scheduleOf(world.app(env));
+    const brief = rules({ most: 1, leaseMs: 100 });
+    await schedule.enter(HOST, 'asks for the rules', 'acme', brief);
+    await deferral(schedule.enter(HOST, 'other', 'acme', brief));
+    await pause(150);
+    const { delayMs } = await deferral(schedule.enter(HOST, 'other', 'acme', rules({ gapMs: 60_000 })));
+    expect(delayMs).toBeGreaterThan(30_000);
+    expect(delayMs).toBeLessThanOrEqual(60_000);
+  });
+
+  test('who was booked waits for the gap once more where somebody began beside it', async () => {
+    await using world = await createWorld();
+    const schedule = scheduleOf(world.app(env));
+    const ruled = rules({ most: 3, gapMs: 1_000 });
+    await schedule.enter(HOST, 'dies', 'acme', ruled);
+    await deferral(schedule.enter(HOST, 'booked', 'acme', ruled));
+    await pause(2_100);
+    // Both come late, and the one that died makes another request.
+    await schedule.enter(HOST, 'dies', 'acme', ruled);
+    const { delayMs } = await deferral(schedule.enter(HOST, 'booked', 'acme', ruled));
+    expect(delayMs).toBeGreaterThan(500);
+    expect(delayMs).toBeLessThanOrEqual(1_000);
+    await pause(delayMs);
+    await schedule.enter(HOST, 'booked', 'acme', ruled);
+  });
+
   test('`again` keeps the place, and books a gap later', async () => {
     await using world = await createWorld();
     const schedule = scheduleOf(world.app(env));

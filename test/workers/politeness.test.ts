@@ -175,6 +175,33 @@ describe.each([
       await expect(schedule.enter(new URL(other.url).host, 'next', 'acme', one)).rejects.toThrow(DeferredError);
     });
 
+    test('where robots.txt leads to a host that is busy, the job waits there, and goes on there', async () => {
+      app = start({ FETCH_HOST_CONCURRENCY: '1' });
+      await using other = await startSite({ host: '127.0.0.2' });
+      site.redirect('/robots.txt', other.put('/robots.txt', { body: '', type: 'text/plain' }));
+      const schedule = new HostSchedule(app.backend.state, app.queues.get('crawl'));
+      const one = { most: 1, gapMs: 0, leaseMs: 600_000 };
+      const permit = await schedule.enter(new URL(other.url).host, 'next', 'acme', one);
+      const ids = await enqueue([picture(0)]);
+      await delayed(app, ids);
+      await permit.leave(one);
+      for (const job of await allEnded(ids)) expect(job).toMatchObject({ state: 'completed', attempts: 1 });
+      expect([site, other].map((host) => host.countOf('/robots.txt'))).toEqual([1, 1]);
+    });
+
+    test('two hosts whose robots.txt lead to each other hold up nobody for ever', async () => {
+      app = start({ FETCH_HOST_CONCURRENCY: '1', FETCH_TIMEOUT_MS: '1000' });
+      await using other = await startSite({ host: '127.0.0.2' });
+      const ways = [[site, other] as const, [other, site] as const].map(([from, to]) =>
+        from.hold('/robots.txt', { body: '', status: 302, headers: { location: `${to.url}/robots.txt` } }),
+      );
+      const ids = await enqueue([picture(0), picture(0, other)]);
+      // Each holds one host, and is led to the other's.
+      for (const host of [site, other]) await host.until(({ requests }) => requests.length === 1);
+      for (const way of ways) way.release();
+      for (const job of await allEnded(ids)) expect(job).toMatchObject({ state: 'completed', attempts: 1 });
+    });
+
     test('a crowd of a host that nobody knows asks for its rules once', async () => {
       app = start();
       site.robots('allow');
