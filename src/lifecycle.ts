@@ -1,5 +1,6 @@
 /** Whoever opens a resource registers its closing here; closing runs last in, first out, once, to the end. */
 import { setMaxListeners } from 'node:events';
+import { performance } from 'node:perf_hooks';
 import { setImmediate as nextTurn } from 'node:timers/promises';
 
 interface Opened {
@@ -149,15 +150,22 @@ export class Periodic {
   }
 }
 
+/** Under npm one Ctrl-C is two: the terminal tells every process in front of it, and npm tells its child once more. */
+const ECHO_MS = 500;
+
 /**
  * Calls `stop` at the first SIGINT or SIGTERM and ends the process with its exit code; a second signal ends it at once.
  * SIGPIPE is not among them: Node ignores it, and a closed pipe shows up as a write error where it belongs.
  */
 export function onShutdownSignal(stop: (signal: NodeJS.Signals) => Promise<number>): void {
-  let stopping = false;
+  let first: { readonly signal: NodeJS.Signals; readonly at: number } | undefined;
   const handle = (signal: NodeJS.Signals) => {
-    if (stopping) process.exit(130);
-    stopping = true;
+    if (first) {
+      const isEcho = signal === 'SIGINT' && first.signal === 'SIGINT' && performance.now() - first.at < ECHO_MS;
+      if (!isEcho) process.exit(130);
+      return;
+    }
+    first = { signal, at: performance.now() };
     stop(signal).then(
       (code) => process.exit(code),
       () => process.exit(1),

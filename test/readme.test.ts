@@ -12,7 +12,7 @@ import { afterAll, beforeAll, describe, expect, onTestFinished, test } from 'vit
 import { parse } from 'yaml';
 import { toConfig, VARIABLE_NAMES } from '../src/config.js';
 import * as library from '../src/index.js';
-import { type Running, runCommand, startCommand, startWithNpm } from './support/command.js';
+import { interruptAt, type Running, runCommand, startCommand, startWithNpm } from './support/command.js';
 import { samplePhoto } from './support/images.js';
 import { type OwnStack, startOwnStack } from './support/own-stack.js';
 import { Site } from './support/site.js';
@@ -169,6 +169,14 @@ describe('every block is one of these:', () => {
     await addressOf(running);
     await stopped(running);
     expect(running.out()).toContain('service stopped');
+  });
+
+  test('Ctrl-C reaches it twice under npm, and it drains', async () => {
+    await using running = startWithNpm(env, 'terminal');
+    await addressOf(running);
+    const { code, out } = await interruptAt(running, /service started/);
+    expect(out).toContain('service stopped');
+    expect(code).toBe(0);
   });
 
   test('a request, with the curl of this machine', async () => {

@@ -27,9 +27,10 @@ export function startCommand(args: readonly string[], env: Env, input: string | 
   return start(process.execPath, [CLI, ...args], env, input, cwd);
 }
 
-/** As `npm start` does, but without building first. */
-export function startWithNpm(env: Env): Running {
-  return start('npm', ['start', '--ignore-scripts'], env, null);
+/** As `npm start` does, but without building first; in a pipe or on a terminal. */
+export function startWithNpm(env: Env, where: 'pipe' | 'terminal' = 'pipe'): Running {
+  const words = ['npm', 'start', '--ignore-scripts'] as const;
+  return where === 'pipe' ? start('npm', words.slice(1), env, null) : onTerminal(words, env);
 }
 
 export function runCommand(args: readonly string[], env: Env, input?: string): Promise<Ended> {
@@ -38,7 +39,11 @@ export function runCommand(args: readonly string[], env: Env, input?: string): P
 
 /** The same on a terminal; what is written to the process is typed. */
 export function startOnTerminal(args: readonly string[], env: Env): Running {
-  const command = [process.execPath, CLI, ...args].map((word) => `'${word}'`).join(' ');
+  return onTerminal([process.execPath, CLI, ...args], env);
+}
+
+function onTerminal(words: readonly string[], env: Env): Running {
+  const command = `exec ${words.map((word) => `'${word}'`).join(' ')}`;
   return start(
     'script',
     ['--quiet', '--return', '--command', command, '/dev/null'],
