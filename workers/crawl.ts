@@ -38,14 +38,7 @@ type Kept = Extract<CrawlOutcome, { readonly rawKey: string }>;
 
 export async function crawl(job: CrawlPayload, run: Run, tools: CrawlTools): Promise<CrawlOutcome> {
   const step: Step = { ...tools, ...run, job };
-  const remember = (refusal: { reason: RefusalReason; detail: string }) =>
-    step.records.reject(job.tenantId, { url: job.url }, { ...refusal, jobId: run.jobId });
-  const outcome = await orRejected(() => crawlUrl(step), remember).catch(async (error: unknown) => {
-    // A name that could not be resolved five times over is not asked for again by the next crawl, some minutes later.
-    const unresolved = error instanceof RetryableError && error.reason === 'dns' && !error.isFinal && run.isLast;
-    if (unresolved) await remember({ reason: 'dns', detail: error.message.replace(/^dns: /, '') });
-    throw error;
-  });
+  const outcome = await crawlUrl(step);
   // An earlier run died or waits no more, and this one did not come to all that it had claimed.
   const mayHoldMore = run.deaths > 0 || fetchedContent(step) !== null;
   if (mayHoldMore && !run.signal.aborted) await releaseClaims(step);
@@ -57,18 +50,36 @@ async function crawlUrl(step: Step): Promise<CrawlOutcome> {
   if (outcome) return withoutVisit(step, outcome);
   return claiming(step, async (holding) => {
     await takeInTime(step, holding, `url:${sha256(step.job.url)}`);
-    const { outcome: byNow, stale } = await knownUrl(step);
-    const known = byNow ?? (await fetchedBefore(step, holding));
-    if (known) return withoutVisit(step, known);
-    const fetched = await fetchImage(step, stale?.record ?? null);
-    if (!fetched) return unchanged(step, stale as Stale);
-    const contentHash = sha256(fetched.bytes);
-    await forgetOther(step, holding, contentHash);
-    const validators = validatorsOf(step, fetched);
-    const byContent = await knownContent(step, contentHash, validators);
-    if (!byContent) return crawlContent(step, holding, { fetched, contentHash, validators });
-    if (step.job.force) await restoreObjects(step, fetched, contentHash);
-    return byContent;
+    // Whoever has the claim next finds the refusal.
+    return withRefusal(step, () => claimedUrl(step, holding));
+  });
+}
+
+async function claimedUrl(step: Step, holding: Holding): Promise<CrawlOutcome> {
+  const { outcome: byNow, stale } = await knownUrl(step);
+  const known = byNow ?? (await fetchedBefore(step, holding));
+  if (known) return withoutVisit(step, known);
+  const fetched = await fetchImage(step, stale?.record ?? null);
+  if (!fetched) return unchanged(step, stale as Stale);
+  const contentHash = sha256(fetched.bytes);
+  await forgetOther(step, holding, contentHash);
+  // Before the record that says that this job is done with the URL.
+  if (step.job.force) await restoreObjects(step, fetched, contentHash);
+  const validators = validatorsOf(step, fetched);
+  const byContent = await knownContent(step, contentHash, validators);
+  return byContent ?? crawlContent(step, holding, { fetched, contentHash, validators });
+}
+
+/** Notes what refuses the URL for good. */
+function withRefusal(step: Step, work: () => Promise<CrawlOutcome>): Promise<CrawlOutcome> {
+  const { job, jobId, isLast, records } = step;
+  const note = (refusal: { reason: RefusalReason; detail: string }) =>
+    records.reject(job.tenantId, { url: job.url }, { ...refusal, jobId });
+  return orRejected(work, note).catch(async (error: unknown) => {
+    // A name that could not be resolved five times over is not asked for again by the next crawl, some minutes later.
+    const isUnresolved = error instanceof RetryableError && error.reason === 'dns' && !error.isFinal && isLast;
+    if (isUnresolved) await note({ reason: 'dns', detail: error.message.replace(/^dns: /, '') });
+    throw error;
   });
 }
 

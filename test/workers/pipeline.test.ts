@@ -1,8 +1,8 @@
 /** The whole story on both queue backends: real servers, a real site, real images; only the faces are a puppet's. */
 import { createHash } from 'node:crypto';
-import { rm, writeFile } from 'node:fs/promises';
+import { mkdir, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { afterAll, beforeAll, describe, expect, onTestFinished, test, vi } from 'vitest';
 import type { App } from '../../src/app.js';
 import { lookup } from '../../src/cache/tier.js';
 import { faceEmbeddings } from '../../src/kinds/faces.js';
@@ -159,6 +159,21 @@ describe.each([
     }
   });
 
+  test('is not done, when forced, while the object store does not tell what it has lost', async () => {
+    const body = await flatImage(50, 53, '#0000ff');
+    const url = site.put('/untold.png', { body, type: 'image/png' });
+    const { rawKey } = (await crawled(app, 'acme', url)) as Stored;
+    const { folder } = app.config.storage as { folder: string };
+    const path = join(folder, rawKey);
+    await rm(path);
+    await mkdir(path); // no file can be read there
+    const job = await crawlJob(app, 'acme', url, { force: true });
+    expect(job).toMatchObject({ state: 'failed', error: expect.stringMatching(/^storage: /) });
+    await rm(path, { recursive: true });
+    expect(await crawled(app, 'acme', url, { force: true })).toMatchObject({ outcome: 'skipped', reason: 'content' });
+    expect(await app.objects.get(rawKey)).toEqual(body);
+  });
+
   test('leaves alone, when forced, what the library recorded: its bytes lie elsewhere', async () => {
     const body = await flatImage(50, 52, '#0000ff');
     const url = site.put('/elsewhere.png', { body, type: 'image/png' });
@@ -168,6 +183,22 @@ describe.each([
       rawKey: '../theirs.png',
     });
     expect(await app.objects.get(thumbnailKeyOf('acme', sha256(body)))).toBeNull();
+  });
+
+  test('a refusal is on record before another job may claim the URL', async () => {
+    const url = site.put('/refused.png', { status: 404 });
+    const { records, claims } = app;
+    const reject = records.reject.bind(records);
+    const another = { tenantId: 'acme', subject: `url:${sha256(Buffer.from(url))}`, holder: 'another job' };
+    const taken: boolean[] = [];
+    const spy = vi.spyOn(records, 'reject').mockImplementation(async (...refusal) => {
+      taken.push((await claims.take(another, 1_000)).taken);
+      return reject(...refusal);
+    });
+    onTestFinished(() => spy.mockRestore());
+    expect(await crawled(app, 'acme', url)).toMatchObject({ outcome: 'rejected', reason: 'gone' });
+    expect(taken).toEqual([false]);
+    expect((await claims.take(another, 1_000)).taken).toBe(true);
   });
 
   test('remembers what can never be an image, and does not ask for it again', async () => {
