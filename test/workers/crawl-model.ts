@@ -92,8 +92,7 @@ export class Model {
   run(job: Job, fault: Fault | null): End {
     const tenant = this.tenants.get(job.tenant) as TenantModel;
     const mayHoldMore = job.deaths > 0 || this.fetched.has(job.id);
-    const crawled = this.#crawl(tenant, job, fault);
-    const end = crawled === 'no image' ? this.#refuse(tenant, job, fault) : crawled;
+    const end = this.#crawl(tenant, job, fault);
     if (mayHoldMore && !NO_ENDS.includes(end)) this.#releaseAll(tenant, job);
     return end;
   }
@@ -114,7 +113,10 @@ export class Model {
     return 'unavailable';
   }
 
-  /** A claim is given back, unless nobody can any more, or its holder is put off because it cannot have a further one. */
+  /**
+   * A claim is given back, unless nobody can any more, or its holder is put off because it cannot have a further one, or has
+   * a refusal to note first.
+   */
   #claimed<E>(
     { tenant, job, fault }: { tenant: TenantModel; job: Job; fault: Fault | null },
     subject: string,
@@ -126,7 +128,8 @@ export class Model {
     tenant.claims.set(subject, job.id);
     tenant.expired.delete(subject);
     const end = this.#suffers(fault, subject.startsWith('u') ? 'claimed' : 'content claimed') ?? work();
-    if (end !== 'dead' && end !== 'deferred' && this.postgresIsUp) tenant.claims.delete(subject);
+    const isKept = end === 'dead' || end === 'deferred' || end === 'no image';
+    if (!isKept && this.postgresIsUp) tenant.claims.delete(subject);
     return end;
   }
 
@@ -138,10 +141,12 @@ export class Model {
 
   #refuse(tenant: TenantModel, job: Job, fault: Fault | null): End {
     tenant.refused.add(job.url);
-    return this.#diesCommitted(fault) ? 'dead' : 'rejected not-an-image';
+    if (this.#diesCommitted(fault)) return 'dead';
+    if (this.postgresIsUp) tenant.claims.delete(`c${NO_IMAGE}`);
+    return 'rejected not-an-image';
   }
 
-  #crawl(tenant: TenantModel, job: Job, fault: Fault | null): End | 'no image' {
+  #crawl(tenant: TenantModel, job: Job, fault: Fault | null): End {
     if (tenant.refused.has(job.url) && !job.force) return 'rejected not-an-image';
     const known = tenant.urls.get(job.url);
     if (known && (known.job === job.id || (job.runs > 0 && tenant.contents.get(known.content) === job.id))) {
@@ -150,13 +155,18 @@ export class Model {
     }
     if (known && !job.force) return 'skipped url';
     return this.#claimed({ tenant, job, fault }, `u${job.url}`, () => {
-      const before = this.fetched.get(job.id);
-      if (before === undefined) return this.#fetch(tenant, job, fault);
-      return (
-        this.#knownContent(tenant, job, before, fault) ??
-        this.#claimed({ tenant, job, fault }, `c${before}`, () => this.#fetch(tenant, job, fault))
-      );
+      const end = this.#visit(tenant, job, fault);
+      return end === 'no image' ? this.#refuse(tenant, job, fault) : end;
     });
+  }
+
+  #visit(tenant: TenantModel, job: Job, fault: Fault | null): End | 'no image' {
+    const before = this.fetched.get(job.id);
+    if (before === undefined) return this.#fetch(tenant, job, fault);
+    return (
+      this.#knownContent(tenant, job, before, fault) ??
+      this.#claimed({ tenant, job, fault }, `c${before}`, () => this.#fetch(tenant, job, fault))
+    );
   }
 
   #fetch(tenant: TenantModel, job: Job, fault: Fault | null): End | 'no image' {
