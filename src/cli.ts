@@ -147,7 +147,15 @@ async function service({ workers, api, bringServers }: ServiceOptions): Promise<
     else await refuseUnmigrated(config);
     // The service closes it, within its time; where there is none, its clients still close before our servers.
     const app = closer.add('app', connect(config), (one) => (running ? undefined : one.close()));
-    running = closer.add('service', await run(app, { workers, api }), (one) => one.stop());
+    // Told to stop before it is up, it drains once it is: by then it may have taken jobs.
+    const starting = run(app, { workers, api });
+    closer.add('service', starting, (one) =>
+      one.then(
+        (up) => up.stop(),
+        () => undefined,
+      ),
+    );
+    running = await starting;
     if (own) await (await load.stack()).setOwnerAddress(own.stack, running.address);
     return await new Promise<never>(() => undefined);
   } catch (error) {

@@ -5,7 +5,7 @@
  *     payload is malformed          fails at once, unretried, as `invalid-payload`, naming the field
  *     DeferredError                 delayed, no attempt spent
  *     Tier-, QueueUnavailableError  delayed, no attempt spent: an outage of ours fails no job
- *     shutdown while it ran         delayed, no attempt spent
+ *     told to stop while it ran     delayed, no attempt spent
  *     PoisonError                   fails at once, as `poison`
  *     anything else                 an attempt is spent; retried with backoff; failed when none is left, with the
  *                                   error's own words: `failureReasonOf` reads their class
@@ -106,7 +106,7 @@ export function processorOf<Payload, Outcome extends { outcome: string }>(
     try {
       return await unlessDeaf(shutdown, perform(checked(contract, job), runOf(job, stop.signal)));
     } catch (error) {
-      const delayMs = handBackDelay(error, shutdown);
+      const delayMs = handBackDelay(error, stop.signal);
       if (delayMs === null) throw isFinal(error) ? unrecoverable(error as Error) : error;
       if (await handedBack(job, token, delayMs)) {
         const result = error instanceof DeferredError ? 'deferred' : 'handed_back';
@@ -193,9 +193,10 @@ export function comesBack(error: unknown): boolean {
   );
 }
 
-function handBackDelay(error: unknown, shutdown: AbortSignal): number | null {
+/** A run that was told to stop did not fail; where it was because it lost its job, the queue refuses to take that back. */
+function handBackDelay(error: unknown, signal: AbortSignal): number | null {
   if (error instanceof DeferredError) return error.delayMs;
-  if (shutdown.aborted) return 1;
+  if (signal.aborted) return 1;
   return comesBack(error) ? OUTAGE_DELAY_MS : null;
 }
 

@@ -120,8 +120,8 @@ export class RunningStack implements LocalStack {
       // A keeper that was killed has left its servers behind, and they are ours to end.
       if (!stopped) await endLeftovers(this.folder, this.state);
       else if (this.state.keeper) await gone(this.state.keeper, STOP_DEADLINE_MS);
-    } finally {
       removeState(this.folder);
+    } finally {
       await this.lock.release();
     }
   }

@@ -108,10 +108,11 @@ async function startKeeper(
   { folder, ephemeral, owner, chosen = {}, announce = () => undefined }: StackOptions,
   lock: Lock,
 ): Promise<RunningStack> {
+  let keeper: KeeperLink | undefined;
   try {
     // Logs are of the last run only: a stack that is kept would gather them for ever.
     await Promise.all(LOGS.map((log) => rm(join(folder, log), { force: true })));
-    const keeper = await KeeperLink.start(folder, join(folder, 'keeper.log'));
+    keeper = await KeeperLink.start(folder, join(folder, 'keeper.log'));
     return new RunningStack(
       folder,
       lock,
@@ -130,6 +131,7 @@ async function startKeeper(
       announce,
     );
   } catch (error) {
+    await keeper?.request({ do: 'stop' }).catch(() => undefined);
     await lock.release();
     if (ephemeral) await removeFolder(folder);
     throw error;

@@ -2,6 +2,7 @@
  * Where the queues live: Redis or PostgreSQL, both BullMQ's own. Everything the two need differently stands here; what
  * a queue promises is the same on both.
  */
+import { AsyncLocalStorage } from 'node:async_hooks';
 import { type Job, type Processor, Queue, QueueEvents, UnrecoverableError, Worker, type WorkerOptions } from 'bullmq';
 import type { Config, PostgresConfig } from '../config.js';
 import { createPool, POOL_SIZES } from '../db/client.js';
@@ -151,12 +152,17 @@ function onPostgres(
 }
 
 /**
- * BullMQ 6.7 fails a job whose end could not be recorded, when the store died in the middle of it ("Connection
+ * BullMQ 6.7 keeps locks by a job's id alone. A job that is put off for a moment can run in the next slot while its last run
+ * is on its way out: that run does not end the other one's lock, nor does a renewal that came too late stop it.
+ *
+ * It also fails a job whose end could not be recorded, when the store died in the middle of it ("Connection
  * terminated" is not among the errors it waits out). Such a job did its work: it is left alone, its lock ends, and its
  * next run finds what this one wrote. Only what the work itself threw is a failure.
  */
 class PatientWorker extends Worker {
   readonly #thrown: WeakSet<object>;
+  /** The token of the run that BullMQ is at. */
+  readonly #token = new AsyncLocalStorage<string>();
 
   constructor(name: string, processor: Processor, options: WorkerOptions, backend: BackendFactory) {
     const thrown = new WeakSet<object>();
@@ -176,6 +182,25 @@ class PatientWorker extends Worker {
     this.on('lockRenewalFailed', (ids) => {
       for (const id of ids) this.cancelJob(id, 'the lock was lost');
     });
+    const untrack = this.lockManager.untrackJob.bind(this.lockManager);
+    this.lockManager.untrackJob = (id) => {
+      if (this.#isHeldBy(this.#token.getStore(), id)) untrack(id);
+    };
+  }
+
+  override processJob(...args: Parameters<Worker['processJob']>): ReturnType<Worker['processJob']> {
+    const [, token] = args;
+    return this.#token.run(token, () => super.processJob(...args));
+  }
+
+  override async extendJobLocks(ids: string[], tokens: string[], ms: number): Promise<string[]> {
+    const lost = await super.extendJobLocks(ids, tokens, ms);
+    return lost.filter((id) => this.#isHeldBy(tokens[ids.indexOf(id)], id));
+  }
+
+  #isHeldBy(token: string | undefined, id: string): boolean {
+    const { trackedJobs } = this.lockManager as unknown as { trackedJobs: Map<string, { token: string }> };
+    return trackedJobs.get(id)?.token === token;
   }
 
   protected override async handleFailed(...args: Parameters<Worker['handleFailed']>): Promise<Job> {

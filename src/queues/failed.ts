@@ -121,6 +121,8 @@ async function retryOne(queue: Queue, job: Job, identities: Set<string>): Promis
     identities.add(identity);
     if (await hasLiveTwin(queue, job)) return 'twins';
   }
+  // Who runs again by somebody else's doing remembers what it needs.
+  if ((await queue.getJobState(String(job.id))) !== 'failed') return 'gone';
   try {
     // Since when it waits. What it remembered of its earlier runs is as old as its failure.
     await job.updateProgress({ retriedAt: Date.now() });

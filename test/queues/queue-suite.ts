@@ -1,4 +1,5 @@
 /** What every queue backend must do. Each test has a world of its own, since the queues' names are fixed. */
+import { setTimeout as pause } from 'node:timers/promises';
 import { describe, expect, test } from 'vitest';
 import type { App } from '../../src/app.js';
 import { DeferredError, RetryableError, TierUnavailableError } from '../../src/errors.js';
@@ -7,13 +8,24 @@ import { embeddingQueue } from '../../src/queues/embedding.js';
 import { QueueUnavailableError } from '../../src/queues/index.js';
 import { startWorkers } from '../../workers/start.js';
 import { PuppetEngine } from '../support/puppet-engine.js';
-import { delayOf, enqueueOne, gate, image, promote, startWork, untilState } from '../support/queue-work.js';
+import {
+  type CrawlWork,
+  delayOf,
+  enqueueOne,
+  gate,
+  image,
+  promote,
+  startWork,
+  untilState,
+} from '../support/queue-work.js';
 import { storeSampleImage } from '../support/stored-image.js';
 import { until } from '../support/until.js';
 import { createWorld, type World } from '../support/world.js';
 import { killableWorker } from './killable.js';
 
 const DONE = { outcome: 'stored', contentHash: 'f00d', nearDuplicates: [{ contentHash: 'cafe', distance: 2 }] };
+/** A lock that nobody renews, and how often workers look for those. */
+const [LOCK_MS, CHECK_MS] = [8_000, 4_000];
 /** More than the tests ever wait: a job that is delayed by it runs when it is promoted, and not before. */
 const LONG_MS = 600_000;
 
@@ -369,6 +381,27 @@ export function queueSuite(backend: 'redis' | 'postgres'): void {
         attempts: 1,
         outcome: { outcome: 'embedded' },
       });
+    });
+
+    test('keeps the lock of a job that runs while its last run is on its way out', async () => {
+      await using world = await createWorld();
+      const app = appOf(world);
+      let runs = 0;
+      const work: CrawlWork = async () => {
+        // Its next run begins in the other slot before this one is over.
+        if (++runs === 1)
+          throw new DeferredError(1, 'a moment', async () => {
+            await until('the next run', () => runs === 2);
+          });
+        await pause(LOCK_MS + CHECK_MS * 2);
+        return DONE;
+      };
+      startWork(app, work, { concurrency: 2 });
+      const id = await enqueueOne(app);
+      await until('the job to run again', () => runs === 2);
+      expect(await untilState(app, id, 'completed')).toMatchObject({ attempts: 1 });
+      expect(runs).toBe(2);
+      expect((await app.queues.get('crawl').getJob(id))?.stalledCounter).toBe(0);
     });
 
     test('runs as many jobs at once as it may, and no more', async () => {
