@@ -154,8 +154,9 @@ export class Periodic {
 const ECHO_MS = 500;
 
 /**
- * Calls `stop` at the first SIGINT or SIGTERM and ends the process with its exit code; a second signal ends it at once.
- * SIGPIPE is not among them: Node ignores it, and a closed pipe shows up as a write error where it belongs.
+ * Calls `stop` at the first SIGINT or SIGTERM and ends the process with its exit code; a second signal, unless it is the echo
+ * of a Ctrl-C, ends it at once. SIGPIPE is not among them: Node ignores it, and a closed pipe shows up as a write error where
+ * it belongs.
  */
 export function onShutdownSignal(stop: (signal: NodeJS.Signals) => Promise<number>): void {
   let first: { readonly signal: NodeJS.Signals; readonly at: number } | undefined;

@@ -139,7 +139,7 @@ async function crawlContent(step: Step, holding: Holding, found: NewContent): Pr
     return await record(step, { contentHash, content, validators, phash: image.phash });
   } catch (error) {
     // The origin was asked once; who waits for a twin need not ask again.
-    if (error instanceof DeferredError) await step.remember({ contentHash, ...validators, trail: [] });
+    if (error instanceof DeferredError) await step.remember({ contentHash, ...validators, trail: [], robotsTrail: [] });
     throw error;
   }
 }

@@ -120,12 +120,17 @@ export class Politeness {
    * that it holds at that one keeps others from asking for the same file, until the lease ends.
    */
   async #goOn(asker: Asker, url: string, crawler: string): Promise<Leave> {
-    const { origin } = new URL(url);
-    const found = await this.#ask(asker, { origin, crawler, permit: null }).catch(async (error: unknown) => {
-      if (!comesBack(error)) await this.forget(asker.jobId, url).catch(() => undefined);
+    const { origin, host } = new URL(url);
+    let rules = this.#oneAtATime();
+    try {
+      const found = await this.#ask(asker, { origin, crawler, permit: null });
+      rules = this.#rules(crawlDelay(found, crawler));
+      allowedGap(found, url, crawler);
+    } catch (error) {
+      if (!comesBack(error)) await this.schedule.leave(host, asker.jobId, rules).catch(() => undefined);
       throw error;
-    });
-    return this.#enterAllowed(asker, found, url, crawler);
+    }
+    return this.#enter(asker, host, rules);
   }
 
   /** Gives up what the job has booked where a robots.txt led that it needs no more. */

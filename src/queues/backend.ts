@@ -189,7 +189,9 @@ class PatientWorker extends Worker {
   }
 
   override processJob(...args: Parameters<Worker['processJob']>): ReturnType<Worker['processJob']> {
-    const [, token] = args;
+    const [job, token] = args;
+    // A run that lost the job without knowing: nothing would tell it any more.
+    this.cancelJob(String(job.id), 'the job runs again');
     return this.#token.run(token, () => super.processJob(...args));
   }
 

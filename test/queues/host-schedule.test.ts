@@ -488,9 +488,9 @@ describe.each(['redis', 'postgres'])('host schedule on %s', (backend) => {
     // Both come late, and the one that died makes another request.
     await schedule.enter(HOST, 'dies', 'acme', ruled);
     const { delayMs } = await deferral(schedule.enter(HOST, 'booked', 'acme', ruled));
-    expect(delayMs).toBeGreaterThan(500);
+    expect(delayMs).toBeGreaterThan(0);
     expect(delayMs).toBeLessThanOrEqual(1_000);
-    await pause(delayMs);
+    await pause(delayMs + ROUNDED_MS);
     await schedule.enter(HOST, 'booked', 'acme', ruled);
   });
 

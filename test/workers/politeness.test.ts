@@ -169,28 +169,52 @@ describe.each([
       site.redirect('/robots.txt', other.put('/robots.txt', throttled(429, 3_600)));
       const [asking = ''] = await enqueue([picture(0)]);
       await waitingForRetry(app, asking);
+      await (await occupied(site)).leave();
+      await expect(occupied(other)).rejects.toThrow(DeferredError);
+    });
+
+    /** The only permit of a host, for as long as the test wants it. */
+    async function occupied({ url }: Site): Promise<{ leave(): Promise<void> }> {
       const schedule = new HostSchedule(app.backend.state, app.queues.get('crawl'));
       const one = { most: 1, gapMs: 0, leaseMs: 600_000 };
-      await (await schedule.enter(new URL(site.url).host, 'next', 'acme', one)).leave(one);
-      await expect(schedule.enter(new URL(other.url).host, 'next', 'acme', one)).rejects.toThrow(DeferredError);
-    });
+      const permit = await schedule.enter(new URL(url).host, 'another', 'acme', one);
+      return { leave: () => permit.leave(one) };
+    }
 
     test('where robots.txt leads to a host that is busy, the job waits there, and goes on there', async () => {
       app = start({ FETCH_HOST_CONCURRENCY: '1' });
       await using other = await startSite({ host: '127.0.0.2' });
       site.redirect('/robots.txt', other.put('/robots.txt', { body: '', type: 'text/plain' }));
-      const schedule = new HostSchedule(app.backend.state, app.queues.get('crawl'));
-      const one = { most: 1, gapMs: 0, leaseMs: 600_000 };
-      const permit = await schedule.enter(new URL(other.url).host, 'next', 'acme', one);
+      const busy = await occupied(other);
       const ids = await enqueue([picture(0)]);
       await delayed(app, ids);
-      await permit.leave(one);
+      await busy.leave();
       for (const job of await allEnded(ids)) expect(job).toMatchObject({ state: 'completed', attempts: 1 });
       expect([site, other].map((host) => host.countOf('/robots.txt'))).toEqual([1, 1]);
     });
 
+    test.each([
+      { page: { body: '', status: 500 }, state: 'delayed', told: 'status 500' },
+      { page: { body: 'User-agent: *\nDisallow: /', type: 'text/plain' }, state: 'completed', told: 'Disallow: /' },
+    ])('what such a host says of it then counts, and the own host is free: $told', async ({ page, state, told }) => {
+      app = start({ FETCH_HOST_CONCURRENCY: '1' });
+      await using other = await startSite({ host: '127.0.0.2' });
+      site.redirect('/robots.txt', other.put('/robots.txt', page));
+      const busy = await occupied(other);
+      const [id = ''] = await enqueue([picture(0)]);
+      await delayed(app, [id]);
+      await busy.leave();
+      const job = await until('an attempt to be spent', async () => {
+        const view = await app.queues.job('crawl', id);
+        return view?.attempts === 1 && view.state === state ? view : null;
+      });
+      expect(job.error ?? (job.outcome as { detail: string }).detail).toContain(told);
+      await (await occupied(site)).leave();
+      expect(site.countOf('/0.png')).toBe(0);
+    });
+
     test('two hosts whose robots.txt lead to each other hold up nobody for ever', async () => {
-      app = start({ FETCH_HOST_CONCURRENCY: '1', FETCH_TIMEOUT_MS: '1000' });
+      app = start({ FETCH_HOST_CONCURRENCY: '1', FETCH_TIMEOUT_MS: '3000' });
       await using other = await startSite({ host: '127.0.0.2' });
       const ways = [[site, other] as const, [other, site] as const].map(([from, to]) =>
         from.hold('/robots.txt', { body: '', status: 302, headers: { location: `${to.url}/robots.txt` } }),
