@@ -22,6 +22,8 @@ export interface Experiment {
   readonly title: string;
   /** Both where the fault concerns the queue. */
   readonly backends: readonly Backend[];
+  /** Whether at CI's size it hardly works, and runs beside as many others as the machine bears. */
+  readonly mostlyWaits?: true;
   /** Resolves with what was measured. @throws {ViolationError} where a promise is broken */
   readonly run: (trial: Trial) => Promise<Figures>;
 }

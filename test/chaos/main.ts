@@ -26,7 +26,6 @@ import { RESTART_EXPERIMENTS } from './experiments/restarts.js';
 import { SET_BACK_EXPERIMENTS } from './experiments/set-back.js';
 import type { Backend } from './lab.js';
 
-/** E16 waits longest for others, and is begun first. */
 const EXPERIMENTS: readonly Experiment[] = [
   ...MEMORY_EXPERIMENTS,
   ...KILL_EXPERIMENTS,
@@ -69,12 +68,13 @@ if (runs.length === 0) misuse(`${ids.join(', ')}: not with queues on ${backend}`
 const started = performance.now();
 console.log(`seed ${seed}; ${runs.length} runs${full ? ' at full size' : ''}`);
 const results: Result[] = [];
+const lane = async (some: typeof runs) => {
+  for (let next = some.shift(); next; next = some.shift()) results.push(await tried(next.experiment, next.backend));
+};
+const beside = full ? [] : runs.filter(({ experiment }) => experiment.mostlyWaits);
+const others = runs.filter((one) => !beside.includes(one));
 const lanes = full ? 1 : Math.min(LANES, availableParallelism() + 1);
-await Promise.all(
-  Array.from({ length: lanes }, async () => {
-    for (let next = runs.shift(); next; next = runs.shift()) results.push(await tried(next.experiment, next.backend));
-  }),
-);
+await Promise.all([lane(beside), ...Array.from({ length: lanes }, () => lane(others))]);
 await mkdir('.local', { recursive: true });
 const machine = {
   cpu: cpus()[0]?.model,

@@ -23,7 +23,7 @@ const KILLS: Experiment = {
   backends: BOTH,
   run: (trial) =>
     inLab(trial, { latencyMs: 40, ...POLITE }, async (lab) => {
-      const { urls, kills } = trial.full ? { urls: 20_000, kills: 200 } : { urls: 200, kills: 4 };
+      const { urls, kills } = trial.full ? { urls: 20_000, kills: 200 } : { urls: 150, kills: 4 };
       await lab.workersOf(3);
       const mix = lab.mix();
       const portion = Math.ceil(urls / kills);

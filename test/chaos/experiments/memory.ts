@@ -133,6 +133,7 @@ const EVICTING: Experiment = {
   id: 'E16',
   title: 'the Redis of the queue evicts: at the start, and from some moment on',
   backends: ['redis'],
+  mostlyWaits: true,
   run: (trial) =>
     inLab(trial, { env: { LOG_LEVEL: 'warn' } }, async (lab) => {
       const set = (name: string, value: string) => lab.servers.redis((redis) => redis.config('SET', name, value));
