@@ -42,7 +42,8 @@ async function attemptsSpared({ accepted, app, origin }: Lab): Promise<void> {
     const jobs = await Promise.all(ids.slice(from, from + 100).map((id) => app.queues.get('crawl').getJob(id)));
     for (const job of jobs) {
       const needed = origin.failsFirst(urls.get(job?.id ?? '') ?? '') ? 2 : 1;
-      must((job?.attemptsMade ?? 0) <= needed, `I1 job ${job?.id} spent ${job?.attemptsMade} attempts`);
+      const failures = job?.stacktrace?.map((stack) => stack.split('\n', 1)[0]).join('; ');
+      must((job?.attemptsMade ?? 0) <= needed, `I1 job ${job?.id} spent ${job?.attemptsMade} attempts: ${failures}`);
     }
   }
 }
