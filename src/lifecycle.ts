@@ -161,11 +161,9 @@ const ECHO_MS = 500;
 export function onShutdownSignal(stop: (signal: NodeJS.Signals) => Promise<number>): void {
   let first: { readonly signal: NodeJS.Signals; readonly at: number } | undefined;
   const handle = (signal: NodeJS.Signals) => {
-    if (first) {
-      const isEcho = signal === 'SIGINT' && first.signal === 'SIGINT' && performance.now() - first.at < ECHO_MS;
-      if (!isEcho) process.exit(130);
-      return;
-    }
+    const isEcho = signal === 'SIGINT' && first?.signal === 'SIGINT' && performance.now() - first.at < ECHO_MS;
+    if (isEcho) return;
+    if (first) process.exit(130);
     first = { signal, at: performance.now() };
     stop(signal).then(
       (code) => process.exit(code),

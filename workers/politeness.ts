@@ -88,7 +88,7 @@ export class Politeness {
     const isLed = asker.robotsTrail.length > 1 && asker.robotsTrail[0] === robotsUrl(origin);
     if (isLed && !isKnown) return this.#goOn(asker, url, crawler);
     await this.#forgetFile(asker, host);
-    if (isKnown) return this.#enterAllowed(asker, robots, url, crawler);
+    if (isKnown) return this.#enter(asker, host, this.#rules(await this.#allowedGap(asker, robots, url, crawler)));
     asker.robotsTrail.push(robotsUrl(origin));
     const before = this.#rules(robots ? crawlDelay(robots, crawler) : 0);
     const permit = await this.schedule.enter(host, asker.jobId, asker.tenantId, { ...before, most: 1 });
@@ -138,10 +138,6 @@ export class Politeness {
     const booked = robotsTrail.at(-1);
     robotsTrail.length = 0;
     if (booked !== undefined && !isAt(host, booked)) await this.forget(jobId, booked).catch(() => undefined);
-  }
-
-  async #enterAllowed(asker: Asker, robots: Robots, url: string, crawler: string): Promise<Leave> {
-    return this.#enter(asker, new URL(url).host, this.#rules(await this.#allowedGap(asker, robots, url, crawler)));
   }
 
   /**
