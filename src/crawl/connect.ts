@@ -18,15 +18,18 @@ export interface ConnectorOptions {
   /** Milliseconds for name, TCP and TLS together. */
   timeoutMs: number;
   /**
-   * Bytes of one response at most, as they come over the wire; no limit without. It has to leave room for headers and
-   * chunk sizes beside the body: whoever reads the body counts that.
+   * Bytes of one response at most, as they come over the wire. It has to leave room for headers and chunk sizes beside the
+   * body: whoever reads the body counts that.
    */
-  maxWireBytes?: number | undefined;
+  maxWireBytes: number;
   /** PEM of the certificate authorities to trust instead of Node's own. */
   ca?: string | undefined;
 }
 
 type Target = Pick<buildConnector.Options, 'hostname' | 'protocol' | 'port'>;
+
+/** The peer has closed the connection, by FIN or by RST. */
+const CLOSED_CODES = new Set<unknown>(['UND_ERR_SOCKET', 'ECONNRESET', 'EPIPE']);
 
 /** How long one address may keep silent before the next is tried (RFC 8305 section 5, with room for a slow link). */
 const NEXT_ADDRESS_AFTER_MS = 500;
@@ -35,6 +38,8 @@ export class PinnedConnector {
   readonly #options: ConnectorOptions;
   /** Requests that wait for headers, and connections being opened, by origin. */
   readonly #origins = new Map<string, { waiting: number; opening: Set<Deadline> }>();
+  /** Errors of connections that had brought an answer before. */
+  readonly #ofKept = new WeakSet<object>();
 
   constructor(options: ConnectorOptions) {
     this.#options = options;
@@ -45,9 +50,8 @@ export class PinnedConnector {
     this.#openWithin(target).then(
       (socket) => {
         callback(null, socket);
-        const { maxWireBytes } = this.#options;
         // Later, because the first listener is told of what has come already, and that has to be undici's.
-        if (maxWireBytes !== undefined) setImmediate(() => boundResponses(socket, maxWireBytes));
+        setImmediate(() => this.#watch(socket));
       },
       (error) => callback(error, null),
     );
@@ -69,6 +73,14 @@ export class PinnedConnector {
     };
   }
 
+  /**
+   * Whether a request met this because its connection had been kept open for too long: the peer closes such a one whenever
+   * it likes, without having seen what is on its way. A GET may be repeated then (RFC 9112 section 9.3.1).
+   */
+  isOfKept(error: unknown): boolean {
+    return this.#ofKept.has(error as Error);
+  }
+
   async #openWithin(target: buildConnector.Options): Promise<Socket> {
     const opening = this.#origins.get(`${target.protocol}//${target.host}`)?.opening;
     if (!opening) throw givenUp();
@@ -82,6 +94,32 @@ export class PinnedConnector {
       deadline.clear();
       opening.delete(deadline);
     }
+  }
+
+  /**
+   * Destroys the socket once a response takes too much. undici bounds headers and hands on the body; interim responses
+   * (RFC 9110 section 15.2) and chunk extensions (RFC 9112 section 7.1.1) it throws away uncounted, gigabytes of them.
+   */
+  #watch(socket: Socket): void {
+    const { maxWireBytes: most } = this.#options;
+    let asked = 0;
+    let from = 0;
+    let answers = 0;
+    socket.on('readable', () => {
+      // Whenever something was sent, what comes is the answer to it: requests are not pipelined.
+      if (socket.bytesWritten !== asked) {
+        asked = socket.bytesWritten;
+        from = socket.bytesRead;
+        answers += 1;
+      }
+      if (socket.bytesRead - from > most)
+        socket.destroy(new RejectedError('too-large', `more than ${most} bytes in all`));
+    });
+    socket.on('error', (error: NodeJS.ErrnoException) => {
+      // The end of a connection is readable too, and may stand for the answer that did not come.
+      const isKept = answers > (socket.bytesWritten === asked ? 1 : 0);
+      if (isKept && CLOSED_CODES.has(error.code)) this.#ofKept.add(error);
+    });
   }
 
   async #open(target: Target, signal: AbortSignal): Promise<Socket> {
@@ -143,24 +181,6 @@ async function established(socket: Socket, protocol: string, signal: AbortSignal
     socket.destroy();
     throw error;
   }
-}
-
-/**
- * Destroys the socket once a response takes too much. undici bounds headers and hands on the body; interim responses
- * (RFC 9110 section 15.2) and chunk extensions (RFC 9112 section 7.1.1) it throws away uncounted, gigabytes of them.
- */
-function boundResponses(socket: Socket, most: number): void {
-  let asked = 0;
-  let from = 0;
-  socket.on('readable', () => {
-    // Whenever something was sent, what comes is the answer to it: requests are not pipelined.
-    if (socket.bytesWritten !== asked) {
-      asked = socket.bytesWritten;
-      from = socket.bytesRead;
-    }
-    if (socket.bytesRead - from > most)
-      socket.destroy(new RejectedError('too-large', `more than ${most} bytes in all`));
-  });
 }
 
 /** Not meant to be heard: whoever asked for the connection has an error of its own by then. */

@@ -214,7 +214,18 @@ export class Fetcher implements AsyncDisposable {
     return this.#read(response, url, request.maxBytes);
   }
 
-  async #request(url: URL, conditions: Record<string, string>, signal: AbortSignal): Promise<Dispatcher.ResponseData> {
+  /** Over a connection that was kept, or another where the peer has closed that one: each of them is tried once. */
+  async #request(url: URL, conditions: Conditions, signal: AbortSignal): Promise<Dispatcher.ResponseData> {
+    for (;;) {
+      try {
+        return await this.#send(url, conditions, signal);
+      } catch (error) {
+        if (!this.#connector.isOfKept(error)) throw error;
+      }
+    }
+  }
+
+  async #send(url: URL, conditions: Conditions, signal: AbortSignal): Promise<Dispatcher.ResponseData> {
     signal.throwIfAborted();
     const leave = this.#connector.enter(url.origin);
     const sent = this.#agent.request({

@@ -2,7 +2,8 @@ import { brotliCompressSync, deflateSync, gzipSync } from 'node:zlib';
 import { describe, expect, it } from 'vitest';
 import { ArgumentError } from '../../src/errors.js';
 import { type Behaviour, startSite } from '../support/site.js';
-import { allClosed, failure, failureOf, fetcher } from './support.js';
+import { SITE_TEST } from './certificate.js';
+import { allClosed, failure, failureOf, fetcher, LOOPBACK } from './support.js';
 
 describe('a good site', () => {
   it('gives the bytes, what the headers say, and the canonical URL', async () => {
@@ -365,5 +366,53 @@ describe('a bad answer', () => {
   it('to a URL that is none is an argument error', async () => {
     await using client = fetcher();
     await expect(client.fetch('ftp://example.com/')).rejects.toBeInstanceOf(ArgumentError);
+  });
+});
+
+describe('a connection that was kept', () => {
+  const oneConnection = () => fetcher({ connectionsPerOrigin: 1, lookup: async () => [LOOPBACK], ca: SITE_TEST.cert });
+  const optionsOf = (scheme: string) => (scheme === 'https' ? { tls: SITE_TEST } : {});
+
+  it.each<[string, Behaviour]>([
+    ['http', 'reset-kept'],
+    ['http', 'close-kept'],
+    ['https', 'close-kept'],
+  ])('over %s and is ended under the next request costs nothing: %s', async (scheme, how) => {
+    await using site = await startSite(optionsOf(scheme));
+    await using client = oneConnection();
+    site.behave('/a', how);
+    for (let n = 0; n < 3; n++) {
+      const { bytes } = await client.fetch(`${scheme}://site.test:${site.port}/a`);
+      expect(bytes.toString()).toBe('0123456789');
+    }
+    expect(site.connections).toBe(3);
+    expect(site.countOf('/a')).toBe(5);
+  });
+
+  it.each<[string, Behaviour]>([
+    ['http', 'reset'],
+    ['http', 'close'],
+    ['http', 'reset-in-headers'],
+    ['https', 'close'],
+  ])('over %s is the one reason to ask a site again that ends every request: %s', async (scheme, how) => {
+    await using site = await startSite(optionsOf(scheme));
+    await using client = oneConnection();
+    const at = (path: string) => client.fetch(`${scheme}://site.test:${site.port}${path}`);
+    site.put('/a', { body: 'x' });
+    site.behave('/b', how);
+    expect(await failure(at('/b'))).toMatchObject({ kind: 'retryable', reason: 'connection' });
+    expect(site.countOf('/b')).toBe(1);
+    await at('/a');
+    expect(await failure(at('/b'))).toMatchObject({ kind: 'retryable', reason: 'connection' });
+    expect(site.countOf('/b')).toBe(3);
+  });
+
+  it('and broke within an answer is a failure', async () => {
+    await using site = await startSite();
+    await using client = oneConnection();
+    await client.fetch(site.put('/a', { body: 'x' }));
+    const failed = await failure(client.fetch(site.behave('/b', 'reset-midway')));
+    expect(failed).toMatchObject({ kind: 'retryable', reason: 'connection' });
+    expect(site.countOf('/b')).toBe(1);
   });
 });

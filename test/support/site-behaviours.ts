@@ -98,6 +98,10 @@ export const BEHAVIOURS = {
   reset: ({ socket }) => socket.resetAndDestroy(),
   /** Takes the request and closes the connection. */
   close: ({ socket }) => void socket.end(),
+  /** Answers the first request of a connection; takes the next one, and resets the connection. */
+  'reset-kept': ({ socket }, response) => (isKept(socket) ? socket.resetAndDestroy() : response.end('0123456789')),
+  /** The same, and closes it. */
+  'close-kept': ({ socket }, response) => (isKept(socket) ? void socket.end() : response.end('0123456789')),
   /** Resets in the middle of a header. */
   'reset-in-headers': ({ socket }) => reset(socket, 'HTTP/1.1 200 OK\r\ncontent-le'),
   /** Sends half of what it announced, then resets. */
@@ -191,6 +195,15 @@ function trailing(response: ServerResponse, encoding: string, whole: Buffer): vo
 function raw(socket: Socket, text: string): Socket {
   socket.write(text);
   return socket;
+}
+
+const kept = new WeakSet<Socket>();
+
+/** Whether the socket was asked about before. */
+function isKept(socket: Socket): boolean {
+  const is = kept.has(socket);
+  kept.add(socket);
+  return is;
 }
 
 function reset(socket: Socket, text: string): void {
