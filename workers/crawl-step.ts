@@ -1,4 +1,4 @@
-/** What a crawl job works with, in each of its runs. */
+/** What a crawl job works with, in each of its runs, and what they come to. */
 import type { Claims } from '../src/cache/claims.js';
 import type { CrawlRecords } from '../src/cache/crawl-records.js';
 import type { NearDuplicate, SearchOptions } from '../src/cache/near-duplicates.js';
@@ -8,7 +8,27 @@ import type { Stage } from '../src/metrics.js';
 import type { CrawlPayload } from '../src/queues/crawl.js';
 import type { ObjectStore } from '../src/storage/object-store.js';
 import type { Politeness } from './politeness.js';
-import { inStage, type Run } from './run.js';
+import { inStage, type Rejected, type Run } from './run.js';
+
+export type CrawlOutcome =
+  | {
+      readonly outcome: 'stored';
+      readonly contentHash: string;
+      readonly rawKey: string;
+      readonly thumbnailKey: string | null;
+      readonly phash: string | null;
+      readonly nearDuplicates: { readonly contentHash: string; readonly distance: number }[];
+    }
+  | {
+      readonly outcome: 'skipped';
+      readonly reason: 'url' | 'content';
+      readonly contentHash: string;
+      readonly rawKey: string;
+    }
+  | Rejected;
+
+/** Of an image that is known in the end. */
+export type Kept = Extract<CrawlOutcome, { readonly rawKey: string }>;
 
 export interface CrawlTools {
   readonly records: CrawlRecords;

@@ -1,40 +1,18 @@
 /** The crawl job: one URL in; raw bytes, thumbnail, perceptual hash and a record out, once per tenant. */
 import type { Holding } from '../src/cache/claims.js';
-import type { NewImage, ReadContent, UrlFacts } from '../src/cache/crawl-records.js';
-import type { Fetched, Validators } from '../src/crawl/fetch.js';
+import type { ReadContent, UrlFacts } from '../src/cache/crawl-records.js';
+import type { Validators } from '../src/crawl/fetch.js';
 import { DeferredError, RetryableError } from '../src/errors.js';
-import { type ProcessedImage, processImage } from '../src/images/image.js';
-import type { CrawlContent, CrawlUrl, RefusalReason, Rejection } from '../src/kinds/crawl.js';
+import type { CrawlUrl, RefusalReason, Rejection } from '../src/kinds/crawl.js';
 import { sha256 } from '../src/kinds/identity.js';
 import type { CrawlPayload } from '../src/queues/crawl.js';
-import { rawKey, thumbnailKey } from '../src/storage/object-store.js';
 import { fetchedContent, fetchImage, forgetVisit, validatorsOf } from './crawl-fetch.js';
-import { type CrawlTools, type Step, timed } from './crawl-step.js';
-import { decoding } from './decoding.js';
-import { orRejected, type Rejected, type Run } from './run.js';
+import { type CrawlOutcome, type CrawlTools, type Kept, type Step, timed } from './crawl-step.js';
+import { type NewContent, restoreObjects, stored, storeImage } from './crawl-store.js';
+import { orRejected, type Run } from './run.js';
 
 /** A turn at a host that a job cannot use sooner, in milliseconds, is the next one's in line. */
 const KEEPS_TURN_MS = 1_000;
-
-export type CrawlOutcome =
-  | {
-      readonly outcome: 'stored';
-      readonly contentHash: string;
-      readonly rawKey: string;
-      readonly thumbnailKey: string | null;
-      readonly phash: string | null;
-      readonly nearDuplicates: { readonly contentHash: string; readonly distance: number }[];
-    }
-  | {
-      readonly outcome: 'skipped';
-      readonly reason: 'url' | 'content';
-      readonly contentHash: string;
-      readonly rawKey: string;
-    }
-  | Rejected;
-
-/** Of an image that is known in the end. */
-type Kept = Extract<CrawlOutcome, { readonly rawKey: string }>;
 
 export async function crawl(job: CrawlPayload, run: Run, tools: CrawlTools): Promise<CrawlOutcome> {
   const step: Step = { ...tools, ...run, job };
@@ -122,21 +100,11 @@ async function forgetOther(step: Step, holding: Holding, contentHash: string): P
   await holding.giveBack(`content:${before}`);
 }
 
-interface NewContent {
-  readonly fetched: Fetched;
-  readonly contentHash: string;
-  readonly validators: Validators;
-}
-
 async function crawlContent(step: Step, holding: Holding, found: NewContent): Promise<Kept> {
-  const { fetched, contentHash, validators } = found;
+  const { contentHash, validators } = found;
   try {
     await holding.take(`content:${contentHash}`);
-    const knownByNow = await knownContent(step, contentHash, validators);
-    if (knownByNow) return knownByNow;
-    const image = await processed(step, fetched);
-    const content = await storeObjects(step, fetched, contentHash, image);
-    return await record(step, { contentHash, content, validators, phash: image.phash });
+    return (await knownContent(step, contentHash, validators)) ?? (await storeImage(step, found));
   } catch (error) {
     // The origin was asked once; who waits for a twin need not ask again.
     if (error instanceof DeferredError) await step.remember({ contentHash, ...validators, trail: [], robotsTrail: [] });
@@ -213,84 +181,6 @@ async function knownContent(step: Step, contentHash: string, validators: Validat
   const { content } = read;
   if (content.jobId === jobId) return stored(step, contentHash, content);
   return { outcome: 'skipped', reason: 'content', contentHash, rawKey: content.rawKey };
-}
-
-/** Who forces a crawl wants all of it to be there: what the object store has lost or damaged is stored again. */
-async function restoreObjects(step: Step, fetched: Fetched, contentHash: string): Promise<void> {
-  const content = await step.records.content(step.job.tenantId, contentHash);
-  // Recorded through the library: its bytes lie in a store of its user's own.
-  if (!content?.jobId) return;
-  const isWhole = await timed(step, 'store', async () => {
-    const keys = [content.rawKey, thumbnailKey(step.job.tenantId, contentHash)];
-    const [raw, thumbnail] = await Promise.all(keys.map((key) => step.objects.get(key))).catch((cause: unknown) => {
-      throw new RetryableError('storage', 'the object store did not answer', { cause });
-    });
-    return raw && thumbnail && sha256(raw) === contentHash;
-  });
-  if (isWhole) return;
-  const image = await processed(step, fetched);
-  await storeObjects(step, fetched, contentHash, image);
-}
-
-function processed(step: Step, { bytes }: Fetched): Promise<ProcessedImage> {
-  return timed(step, 'process', () => decoding(step, () => processImage(bytes, { maxPixels: step.maxPixels })));
-}
-
-/** Objects first, the record after them: no record is ever without its objects. */
-async function storeObjects(
-  step: Step,
-  fetched: Fetched,
-  contentHash: string,
-  image: ProcessedImage,
-): Promise<CrawlContent> {
-  const { job, objects, jobId } = step;
-  const raw = rawKey(job.tenantId, contentHash, image.mimeType);
-  const thumbnail = thumbnailKey(job.tenantId, contentHash);
-  await timed(step, 'store', async () => {
-    try {
-      await Promise.all([objects.put(raw, fetched.bytes), objects.put(thumbnail, image.thumbnail)]);
-    } catch (error) {
-      throw new RetryableError('storage', 'the object store did not take the image', { cause: error });
-    }
-  });
-  return {
-    rawKey: raw,
-    thumbnailKey: thumbnail,
-    mimeType: image.mimeType,
-    byteSize: fetched.bytes.length,
-    width: image.width,
-    height: image.height,
-    jobId,
-    storedAt: Date.now(),
-  };
-}
-
-async function record(
-  step: Step,
-  found: Pick<NewImage, 'contentHash' | 'content' | 'validators'> & { phash: string },
-): Promise<Kept> {
-  const { job, records, jobId } = step;
-  const { contentHash, phash } = found;
-  const image = { url: job.url, sourceUrl: job.sourceUrl ?? null, ...found };
-  const standing = await timed(step, 'record', () => records.store(job.tenantId, image));
-  if (standing.jobId === jobId) return stored(step, contentHash, standing, phash);
-  return { outcome: 'skipped', reason: 'content', contentHash, rawKey: standing.rawKey };
-}
-
-/** The end of a job that stored its image, now or in an earlier run: what follows is made sure of every time. */
-async function stored(step: Step, contentHash: string, content: CrawlContent, phash?: string): Promise<Kept> {
-  const { tenantId } = step.job;
-  await step.enqueueEmbedding(tenantId, contentHash);
-  const hash = phash ?? (await step.records.phash(tenantId, contentHash));
-  const near = hash === null ? [] : await step.nearDuplicates(tenantId, hash, { except: contentHash });
-  return {
-    outcome: 'stored',
-    contentHash,
-    rawKey: content.rawKey,
-    thumbnailKey: content.thumbnailKey,
-    phash: hash,
-    nearDuplicates: near.map((one) => ({ contentHash: one.contentHash, distance: one.distance })),
-  };
 }
 
 /** What a run that was cut short held on to: whoever works on the same next need not wait for the leases. */

@@ -3,7 +3,7 @@ import sharp from 'sharp';
 import { afterAll, beforeAll, expect, test, vi } from 'vitest';
 import type { App } from '../../src/app.js';
 import { createServer } from '../../src/http/server.js';
-import type { CrawlOutcome } from '../../workers/crawl.js';
+import type { CrawlOutcome } from '../../workers/crawl-step.js';
 import { startWorkers, type Workers } from '../../workers/start.js';
 import { crawled, idle } from '../support/crawl-run.js';
 import { noiseImage } from '../support/images.js';

@@ -3,7 +3,7 @@ import type { App } from '../../src/app.js';
 import { type CrawlPayload, crawlQueue } from '../../src/queues/crawl.js';
 import { type EmbeddingPayload, embeddingQueue } from '../../src/queues/embedding.js';
 import type { JobView } from '../../src/queues/index.js';
-import type { CrawlOutcome } from '../../workers/crawl.js';
+import type { CrawlOutcome } from '../../workers/crawl-step.js';
 import type { EmbeddingOutcome } from '../../workers/embedding.js';
 import { until } from './until.js';
 

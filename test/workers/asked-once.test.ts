@@ -4,7 +4,7 @@ import type { App } from '../../src/app.js';
 import { DeferredError } from '../../src/errors.js';
 import { sha256 } from '../../src/kinds/identity.js';
 import { Closer } from '../../src/lifecycle.js';
-import type { CrawlOutcome } from '../../workers/crawl.js';
+import type { CrawlOutcome } from '../../workers/crawl-step.js';
 import { workOf } from '../../workers/jobs.js';
 import type { Perform } from '../../workers/run.js';
 import { flatImage, noiseImage } from '../support/images.js';

@@ -1,7 +1,7 @@
 /** URLs that are known for long: asked again, whether their bytes are still the same. */
 import { afterAll, beforeAll, beforeEach, expect, test } from 'vitest';
 import type { App } from '../../src/app.js';
-import type { CrawlOutcome } from '../../workers/crawl.js';
+import type { CrawlOutcome } from '../../workers/crawl-step.js';
 import { startWorkers, type Workers } from '../../workers/start.js';
 import { crawled } from '../support/crawl-run.js';
 import { flatImage } from '../support/images.js';

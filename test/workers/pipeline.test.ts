@@ -8,7 +8,7 @@ import { lookup } from '../../src/cache/tier.js';
 import { faceEmbeddings } from '../../src/kinds/faces.js';
 import { Closer } from '../../src/lifecycle.js';
 import { thumbnailKey as thumbnailKeyOf } from '../../src/storage/object-store.js';
-import type { CrawlOutcome } from '../../workers/crawl.js';
+import type { CrawlOutcome } from '../../workers/crawl-step.js';
 import { workOf } from '../../workers/jobs.js';
 import type { Run } from '../../workers/run.js';
 import { startWorkers, type Workers } from '../../workers/start.js';
@@ -246,16 +246,22 @@ describe.each([
 
   test.each([
     ['500', 'server-error'],
-    ['reset', 'connection'],
     ['hang', 'timeout'],
   ])('ends in the failed set, naming the reason, where nothing helps (%s)', async (behaviour, reason) => {
     const path = `/never-${behaviour}.jpg`;
-    const url =
-      behaviour === '500' ? site.put(path, { status: 500 }) : site.behave(path, behaviour as 'reset' | 'hang');
+    const url = behaviour === '500' ? site.put(path, { status: 500 }) : site.behave(path, 'hang');
     const job = await crawlJob(app, 'acme', url);
-    expect(job.state).toBe('failed');
+    expect(job).toMatchObject({ state: 'failed', attempts: 5 });
     expect(job.error).toContain(reason);
     expect(site.countOf(path)).toBe(5);
+  });
+
+  test('ends in the failed set where its connection is always reset: a new one is, each time', async () => {
+    const before = site.connections;
+    const job = await crawlJob(app, 'acme', site.behave('/never-reset.jpg', 'reset'));
+    expect(job).toMatchObject({ state: 'failed', attempts: 5 });
+    expect(job.error).toContain('connection');
+    expect(site.connections - before).toBe(5);
   });
 
   test('an image without a face is embedded with none, and `[]` is remembered', async () => {
