@@ -14,6 +14,8 @@ import { ALL_TENANTS, tenantOf } from './tier.js';
 
 /** Counting a tenant's rows takes longer than a look-up. */
 const DEADLINE_MS = 60_000;
+/** Between two statements that others have to wait for: a process that stands still then holds them up no longer. */
+const IDLE_MS = 2_000;
 const BATCH = 1_000;
 /** Dead rows to look up at once: only their places come here. */
 const LOOK = 20_000;
@@ -24,6 +26,8 @@ const RETRY_MS = 5_000;
 /** Tenants that are deleted from Redis together: each look through its keys passes all there are. */
 const MOST_DEAD = 1_000;
 
+const BEGIN = `begin; set local statement_timeout = ${DEADLINE_MS - 5_000};
+  set local idle_in_transaction_session_timeout = ${IDLE_MS}`;
 const PURGE_NEXT = {
   name: 'purge_next',
   text: `select tenant_id as "tenantId", generation from cache_generations where purged < generation
@@ -114,7 +118,7 @@ export class Invalidation {
         if (!up) client.end().catch(() => undefined);
       });
       try {
-        await client.query(`begin; set local statement_timeout = ${DEADLINE_MS - 5_000}`);
+        await client.query(BEGIN);
         const decision = { text, values, query_timeout: DEADLINE_MS };
         const { rows } = await client.query(decision);
         await client.query('commit');

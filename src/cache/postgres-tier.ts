@@ -124,15 +124,16 @@ export class PostgresTier implements Tier {
   /**
    * Without a SQLSTATE, the connection failed. Class 08 is the connection, 57P a server that stops or starts, 53300 one
    * that is full, 28 and 3D one that does not let us in. It is there but cannot do this now: 25006 read-only,
-   * 42P01, 42703 and 42883 (no such table, column, function) not migrated yet, 53 no disk or memory left, 55P03 and 57014
-   * a lock that was waited for too long, 40 a conflict with others that trying again did not end.
+   * 25P03 a transaction that we left alone for too long, 42P01, 42703 and 42883 (no such table, column, function) not
+   * migrated yet, 53 no disk or memory left, 55P03 and 57014 a lock that was waited for too long, 40 a conflict with others
+   * that trying again did not end.
    */
   judge(error: unknown): Verdict {
     const { code } = error as Partial<DatabaseError>;
     if (error instanceof LateStatementError) return 'unserved';
     if (typeof code !== 'string' || !/^[0-9A-Z]{5}$/.test(code)) return isOurs(error) ? 'wrong' : 'away';
     if (/^(08|57P|53300|28|3D)/.test(code)) return 'away';
-    return /^(25006|42P01|42703|42883|53|55P03|57014|40)/.test(code) ? 'unserved' : 'wrong';
+    return /^(25006|25P03|42P01|42703|42883|53|55P03|57014|40)/.test(code) ? 'unserved' : 'wrong';
   }
 
   async close(): Promise<void> {

@@ -1,4 +1,5 @@
 /** Forgetting on purpose, through every outage that may come with it. Real servers, real signals, several processes. */
+import { once } from 'node:events';
 import { Client } from 'pg';
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from 'vitest';
 import type { Answer } from '../../src/cache/answer.js';
@@ -403,6 +404,24 @@ test('a crowd of invalidations leaves connections to reads', async () => {
   expect(await a.service.getCachedPerceptualHash(HASH, tenant)).toBe(PHASH);
   await busy.query('commit');
   expect(await Promise.all(crowd)).toEqual(crowd.map(() => 0));
+});
+
+test('a process that stands still before it commits holds up nobody else for long, and has done nothing', async () => {
+  await fill(a);
+  const goesOn = new AbortController();
+  const wakes = once(goesOn.signal, 'abort');
+  a.connection.pool.on('acquire', (client: Pick<Client, 'query'>) => {
+    const query = client.query.bind(client) as (...args: unknown[]) => unknown;
+    const late = async (...args: unknown[]) => (await wakes) && query(...args);
+    Object.assign(client, { query: (...args: unknown[]) => (args[0] === 'commit' ? late : query)(...args) });
+  });
+  const still = a.service.invalidateTenantCache(tenant).catch((error: unknown) => error);
+  const waiting = `select from pg_stat_activity where state = 'idle in transaction' and query like '%invalidate_tenant%'`;
+  await until('it to stand still', async () => (await servers.sql(waiting)).length > 0);
+  expect(await b.service.invalidateTenantCache(freshTenant())).toBe(0);
+  goesOn.abort();
+  expect(await still).toBeInstanceOf(TierUnavailableError);
+  expect(await served(b)).toBe(ROWS);
 });
 
 test('clearAllCache empties both tiers, and leaves queues, the journal and foreign keys [M28]', async () => {
