@@ -4,7 +4,8 @@
  * such names would hold up all others. What only this machine or its network knows goes to the system all the same.
  */
 import type { LookupAddress } from 'node:dns';
-import { CANCELLED, lookup, Resolver, TIMEOUT } from 'node:dns/promises';
+import { lookup, Resolver, TIMEOUT } from 'node:dns/promises';
+import { Deadline } from './deadline.js';
 
 /** All addresses of a name. Rejects or gives none where there are none. */
 export type Lookup = (host: string) => Promise<readonly LookupAddress[]>;
@@ -39,14 +40,15 @@ export function createLookup({ isLocal, timeoutMs, servers }: NamesOptions): Loo
 async function askServers(host: string, timeoutMs: number, servers?: readonly string[]): Promise<LookupAddress[]> {
   const resolver = new Resolver({ timeout: REPEAT_AFTER_MS, tries: 2 });
   if (servers) resolver.setServers(servers);
-  const timer = setTimeout(() => resolver.cancel(), timeoutMs);
+  const deadline = new Deadline(timeoutMs, () => new Error('no answer in time'));
+  deadline.signal.addEventListener('abort', () => resolver.cancel());
   try {
     return await bothFamilies(resolver, host);
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== CANCELLED) throw error;
-    throw Object.assign(new Error('no answer in time', { cause: error }), { code: TIMEOUT });
+    const { signal } = deadline;
+    throw signal.aborted ? Object.assign(signal.reason, { cause: error, code: TIMEOUT }) : error;
   } finally {
-    clearTimeout(timer);
+    deadline.clear();
   }
 }
 
