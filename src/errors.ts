@@ -146,6 +146,11 @@ export class DeferredError extends Error {
   }
 }
 
+/** Why a run is told to stop whose job may be another run's by now: that one has what this one booked for it. */
+export class JobLostError extends Error {
+  override readonly name = 'JobLostError';
+}
+
 /** One of our own tiers is away. Never the job's fault: it is handed back and spends no attempt. */
 export class TierUnavailableError extends Error {
   /** Tells the class where `instanceof` cannot. */

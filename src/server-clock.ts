@@ -12,6 +12,10 @@ interface Reading {
   readonly seconds: number;
   readonly at: number;
   readonly tookMs: number;
+  /** From our monotonic clock to the other one; changes where that is set, and where this machine was suspended. */
+  readonly offsetMs: number;
+  /** Whether it is the quicker one of two. */
+  readonly isConfirmed: boolean;
 }
 
 export class ServerClock {
@@ -23,13 +27,13 @@ export class ServerClock {
 
   /**
    * Seconds since the epoch: never more than the server's, less by what its answer took. The quicker of two answers says
-   * it better (F. Cristian, "Probabilistic clock synchronization", 1989), so after a slow one it is asked again.
+   * it better (F. Cristian, "Probabilistic clock synchronization", 1989), so after a slow one it is asked once more.
    */
   async now(): Promise<number> {
-    const age = this.#last ? ageOf(this.#last) : Number.POSITIVE_INFINITY;
-    const isDoubtful = age > LASTS_MS || (this.#last as Reading).tookMs > PROMPT_MS;
-    if (isDoubtful) await this.#readOnce();
-    else if (age > FRESH_MS) this.#readOnce().catch(() => undefined);
+    const last = this.#usable();
+    if (!last) await this.#readOnce();
+    else if (last.tookMs > PROMPT_MS && !last.isConfirmed) await this.#readOnce().catch(() => undefined);
+    else if (ageOf(last) > FRESH_MS) this.#readOnce().catch(() => undefined);
     const { seconds, at } = this.#last ?? { seconds: 0, at: 0 };
     return seconds + (performance.now() - at) / 1000;
   }
@@ -40,18 +44,25 @@ export class ServerClock {
   }
 
   async read(): Promise<void> {
-    const asked = performance.now();
+    const asked = { at: performance.now(), offsetMs: offsetMs() };
     const seconds = await this.ask();
     const at = performance.now();
-    const tookMs = at - asked;
-    const last = this.#last;
-    const isWorse = last && ageOf(last) < LASTS_MS && tookMs > Math.max(last.tookMs, PROMPT_MS);
-    if (!isWorse) this.#last = { seconds, at, tookMs };
+    const tookMs = at - asked.at + Math.abs(offsetMs() - asked.offsetMs);
+    const last = this.#usable();
+    const isWorse = last && tookMs > Math.max(last.tookMs, PROMPT_MS);
+    const best = isWorse ? last : { seconds, at, tookMs, offsetMs: offsetMs() };
+    this.#last = { ...best, isConfirmed: last !== undefined };
   }
 
   /** It was set, or so it seems. */
   forget(): void {
     this.#last = undefined;
+  }
+
+  #usable(): Reading | undefined {
+    const last = this.#last;
+    const isUsable = last && ageOf(last) < LASTS_MS && Math.abs(offsetMs() - last.offsetMs) < PROMPT_MS;
+    return isUsable ? last : undefined;
   }
 
   #readOnce(): Promise<void> {
@@ -64,4 +75,8 @@ export class ServerClock {
 
 function ageOf({ at }: Reading): number {
   return performance.now() - at;
+}
+
+function offsetMs(): number {
+  return Date.now() - performance.now();
 }

@@ -21,7 +21,7 @@ export function serveParent(open: (config: Config, overrides: Overrides) => App 
   let settled: () => Promise<void> = async () => undefined;
   process.on('message', async (message: ToChild) => {
     if (message.do === 'stop') {
-      stop.abort(new Error('the process shuts down'));
+      stop.abort(fromWire(message.why));
     } else if (message.do === 'go on') {
       answers.get(message.call)?.(message.error && fromWire(message.error));
     } else if (message.do === 'settle') {

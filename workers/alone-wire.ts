@@ -1,7 +1,7 @@
 /** What a worker and the process that it has a single job run in say to each other. */
 import type { Overrides } from '../src/app.js';
 import type { Env } from '../src/config.js';
-import { DeferredError, RetryableError, TierUnavailableError } from '../src/errors.js';
+import { DeferredError, JobLostError, RetryableError, TierUnavailableError } from '../src/errors.js';
 import type { QueueName } from '../src/queues/contract.js';
 import { QueueUnavailableError } from '../src/queues/index.js';
 
@@ -23,7 +23,7 @@ export type ToChild =
   | { readonly do: 'run'; readonly assignment: Assignment }
   /** The answer to `remember`; with what went wrong. */
   | { readonly do: 'go on'; readonly call: number; readonly error: WireError | null }
-  | { readonly do: 'stop' }
+  | { readonly do: 'stop'; readonly why: WireError }
   /** The job is back in its queue: what was promised for then may be done. */
   | { readonly do: 'settle' };
 
@@ -43,9 +43,10 @@ export interface WireError {
   readonly fields: Readonly<Record<string, unknown>>;
 }
 
-/** The classes that the worker tells apart. */
+/** The classes that one of the two tells apart. */
 const CLASSES: Readonly<Record<string, { readonly prototype: Error }>> = {
   DeferredError,
+  JobLostError,
   RetryableError,
   TierUnavailableError,
   QueueUnavailableError,

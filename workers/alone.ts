@@ -62,7 +62,7 @@ export class Alone {
     const tell = (message: ToChild) => {
       if (child.connected) child.send(message, () => undefined); // its end is told by `exit`
     };
-    const stop = () => tell({ do: 'stop' });
+    const stop = () => tell({ do: 'stop', why: toWire(run.signal.reason) });
     run.signal.addEventListener('abort', stop, { once: true });
     return new Promise<Outcome>((resolve, reject) => {
       let ready = false;

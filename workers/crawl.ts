@@ -50,9 +50,12 @@ async function claimedUrl(step: Step, holding: Holding): Promise<CrawlOutcome> {
 
 /** Notes what refuses the URL for good. */
 function withRefusal(step: Step, work: () => Promise<CrawlOutcome>): Promise<CrawlOutcome> {
-  const { job, jobId, isLast, records } = step;
-  const note = (refusal: { reason: RefusalReason; detail: string }) =>
-    records.reject(job.tenantId, { url: job.url }, { ...refusal, jobId });
+  const { job, jobId, isLast, records, signal } = step;
+  const note = async (refusal: { reason: RefusalReason; detail: string }) => {
+    // What was read late may be older than what another run has recorded since.
+    signal.throwIfAborted();
+    await records.reject(job.tenantId, { url: job.url }, { ...refusal, jobId });
+  };
   return orRejected(work, note).catch(async (error: unknown) => {
     // A name that could not be resolved five times over is not asked for again by the next crawl, some minutes later.
     const isUnresolved = error instanceof RetryableError && error.reason === 'dns' && !error.isFinal && isLast;

@@ -7,7 +7,7 @@ import type { HybridCache } from '../src/cache/hybrid.js';
 import { entry } from '../src/cache/tier.js';
 import type { Fetcher, Leave } from '../src/crawl/fetch.js';
 import { allowedGap, crawlDelay, robotsOf, unreachableRobots } from '../src/crawl/robots.js';
-import { DeferredError, RejectedError, RetryableError } from '../src/errors.js';
+import { DeferredError, JobLostError, RejectedError, RetryableError } from '../src/errors.js';
 import { sha256 } from '../src/kinds/identity.js';
 import { type Robots, robotsFiles } from '../src/kinds/robots.js';
 import type { HostRules, HostSchedule, Permit } from '../src/queues/host-schedule.js';
@@ -96,11 +96,11 @@ export class Politeness {
       const found = await this.#ask(asker, { origin, crawler, permit });
       const rules = this.#rules(await this.#gapAfter(found, url, crawler, permit));
       await permit.again(rules);
-      return this.#leaving(permit, rules);
+      return this.#leaving(asker, permit, rules);
     } catch (error) {
       // What another host answered, where robots.txt led, says nothing of this one.
       const isOwn = isAt(host, asker.robotsTrail.at(-1));
-      if (!comesBack(error)) await this.#leaving(permit, this.#oneAtATime())(isOwn ? error : undefined);
+      if (!comesBack(error)) await this.#leaving(asker, permit, this.#oneAtATime())(isOwn ? error : undefined);
       throw error;
     }
   }
@@ -127,7 +127,8 @@ export class Politeness {
       rules = this.#rules(crawlDelay(found, crawler));
       allowedGap(found, url, crawler);
     } catch (error) {
-      if (!comesBack(error)) await this.schedule.leave(host, asker.jobId, rules).catch(() => undefined);
+      const isOver = !comesBack(error) && !hasLost(asker.signal);
+      if (isOver) await this.schedule.leave(host, asker.jobId, rules).catch(() => undefined);
       throw error;
     }
     return this.#enter(asker, host, rules);
@@ -176,8 +177,8 @@ export class Politeness {
     return { most: hostConcurrency, gapMs: Math.max(hostGapMs, gapMs), leaseMs };
   }
 
-  async #enter({ jobId, tenantId }: Asker, host: string, rules: HostRules): Promise<Leave> {
-    return this.#leaving(await this.schedule.enter(host, jobId, tenantId, rules), rules);
+  async #enter(asker: Asker, host: string, rules: HostRules): Promise<Leave> {
+    return this.#leaving(asker, await this.schedule.enter(host, asker.jobId, asker.tenantId, rules), rules);
   }
 
   async #known(tenantId: string, origin: string): Promise<Robots | null> {
@@ -231,9 +232,10 @@ export class Politeness {
     return nothing;
   }
 
-  /** Gives the permit back. Where that fails, its lease ends. */
-  #leaving(permit: Permit, rules: HostRules): Leave {
+  /** Gives the permit back, unless another run of the job has it by now. Where that fails, its lease ends. */
+  #leaving({ signal }: Asker, permit: Permit, rules: HostRules): Leave {
     return async (error) => {
+      if (hasLost(signal)) return;
       const sentAway = error instanceof RetryableError && error.reason === 'throttled';
       const coolMs = sentAway ? this.#coolMs(error.retryAfterMs) : undefined;
       await permit.leave(rules, coolMs).catch(() => undefined);
@@ -259,6 +261,11 @@ function isOldRefusal(robots: Robots, url: string, crawler: string): boolean {
   } catch (error) {
     return error instanceof RejectedError;
   }
+}
+
+/** Whether the run has lost its job. */
+function hasLost({ reason }: AbortSignal): boolean {
+  return reason instanceof JobLostError;
 }
 
 const nothing: Leave = async () => undefined;

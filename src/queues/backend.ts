@@ -2,8 +2,7 @@
  * Where the queues live: Redis or PostgreSQL, both BullMQ's own. Everything the two need differently stands here; what
  * a queue promises is the same on both.
  */
-import { AsyncLocalStorage } from 'node:async_hooks';
-import { type Job, type Processor, Queue, QueueEvents, UnrecoverableError, Worker, type WorkerOptions } from 'bullmq';
+import { type Processor, Queue, QueueEvents, type Worker, type WorkerOptions } from 'bullmq';
 import type { Config, PostgresConfig } from '../config.js';
 import { createPool, POOL_SIZES } from '../db/client.js';
 import { RetryableError } from '../errors.js';
@@ -11,6 +10,7 @@ import type { Events } from '../events.js';
 import type { Logger } from '../logger.js';
 import { type QueueName, RETENTION } from './contract.js';
 import { createPatientBackend } from './patient-postgres.js';
+import { PatientWorker } from './patient-worker.js';
 import type { QueueState } from './state.js';
 import { PostgresQueueState } from './state-postgres.js';
 import { RedisQueueState } from './state-redis.js';
@@ -78,8 +78,6 @@ export function createQueueBackend(
 }
 
 type Store = Omit<QueueBackend, 'retryBaseMs'>;
-
-type BackendFactory = typeof createPatientBackend | typeof createTimelyRedis;
 
 type WorkerSettings = (concurrency: number) => Omit<WorkerOptions, 'connection'>;
 
@@ -149,68 +147,6 @@ function onPostgres(
       schema,
     ),
   };
-}
-
-/**
- * BullMQ 6.7 keeps locks by a job's id alone. A job that is put off for a moment can run in the next slot while its last run
- * is on its way out: that run does not end the other one's lock, nor does a renewal that came too late stop it.
- *
- * It also fails a job whose end could not be recorded, when the store died in the middle of it ("Connection
- * terminated" is not among the errors it waits out). Such a job did its work: it is left alone, its lock ends, and its
- * next run finds what this one wrote. Only what the work itself threw is a failure.
- */
-class PatientWorker extends Worker {
-  readonly #thrown: WeakSet<object>;
-  /** The token of the run that BullMQ is at. */
-  readonly #token = new AsyncLocalStorage<string>();
-
-  constructor(name: string, processor: Processor, options: WorkerOptions, backend: BackendFactory) {
-    const thrown = new WeakSet<object>();
-    const remembering: Processor = async (job, token, signal) => {
-      try {
-        return await processor(job, token, signal);
-      } catch (thing) {
-        const error = thing instanceof Error ? thing : new Error(String(thing));
-        thrown.add(error);
-        throw error;
-      }
-    };
-    // The types tie a worker to one kind of backend; what is overridden below is the same for both.
-    super(name, remembering, options, backend as never);
-    this.#thrown = thrown;
-    // Another worker may have the job by now: this one stops working on it.
-    this.on('lockRenewalFailed', (ids) => {
-      for (const id of ids) this.cancelJob(id, 'the lock was lost');
-    });
-    const untrack = this.lockManager.untrackJob.bind(this.lockManager);
-    this.lockManager.untrackJob = (id) => {
-      if (this.#isHeldBy(this.#token.getStore(), id)) untrack(id);
-    };
-  }
-
-  override processJob(...args: Parameters<Worker['processJob']>): ReturnType<Worker['processJob']> {
-    const [job, token] = args;
-    // A run that lost the job without knowing: nothing would tell it any more.
-    this.cancelJob(String(job.id), 'the job runs again');
-    return this.#token.run(token, () => super.processJob(...args));
-  }
-
-  override async extendJobLocks(ids: string[], tokens: string[], ms: number): Promise<string[]> {
-    const lost = await super.extendJobLocks(ids, tokens, ms);
-    return lost.filter((id) => this.#isHeldBy(tokens[ids.indexOf(id)], id));
-  }
-
-  #isHeldBy(token: string | undefined, id: string): boolean {
-    const { trackedJobs } = this.lockManager as unknown as { trackedJobs: Map<string, { token: string }> };
-    return trackedJobs.get(id)?.token === token;
-  }
-
-  protected override async handleFailed(...args: Parameters<Worker['handleFailed']>): Promise<Job> {
-    const [error] = args;
-    if (this.#thrown.has(error) || error instanceof UnrecoverableError) return super.handleFailed(...args);
-    this.emit('error', error);
-    return undefined as never; // as BullMQ itself does where there is no next job
-  }
 }
 
 /** Without a listener the first lost connection would end the process. BullMQ reconnects by itself. */

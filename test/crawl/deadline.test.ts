@@ -4,14 +4,10 @@ import { setTimeout as pause } from 'node:timers/promises';
 import { expect, test } from 'vitest';
 import { Deadline } from '../../src/crawl/deadline.js';
 import { startSite } from '../support/site.js';
+import { standStill } from '../support/stand-still.js';
 import { fetcher } from './support.js';
 
 const LATE = () => new Error('late');
-
-/** As a process that is stopped for a while: nothing of it runs, and its sockets fill. */
-function standStill(ms: number): void {
-  Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, ms);
-}
 
 test('ends when the time is up', async () => {
   const deadline = new Deadline(20, LATE);

@@ -2,7 +2,7 @@
 import { setTimeout as pause } from 'node:timers/promises';
 import { describe, expect, test } from 'vitest';
 import type { App } from '../../src/app.js';
-import { DeferredError, RetryableError, TierUnavailableError } from '../../src/errors.js';
+import { DeferredError, JobLostError, RetryableError, TierUnavailableError } from '../../src/errors.js';
 import { crawlQueue } from '../../src/queues/crawl.js';
 import { embeddingQueue } from '../../src/queues/embedding.js';
 import { QueueUnavailableError } from '../../src/queues/index.js';
@@ -18,9 +18,10 @@ import {
   startWork,
   untilState,
 } from '../support/queue-work.js';
+import { standStill } from '../support/stand-still.js';
 import { storeSampleImage } from '../support/stored-image.js';
 import { until } from '../support/until.js';
-import { createWorld, type World } from '../support/world.js';
+import { createWorld, redisClient, type World } from '../support/world.js';
 import { killableWorker } from './killable.js';
 
 const DONE = { outcome: 'stored', contentHash: 'f00d', nearDuplicates: [{ contentHash: 'cafe', distance: 2 }] };
@@ -404,6 +405,28 @@ export function queueSuite(backend: 'redis' | 'postgres'): void {
       expect(await untilState(app, id, 'completed')).toMatchObject({ attempts: 1 });
       expect(runs).toBe(2);
       expect((await app.queues.get('crawl').getJob(id))?.stalledCounter).toBe(0);
+    });
+
+    test('that stood still for longer than a lock lasts tells a run so before it reads anything', async () => {
+      await using world = await createWorld();
+      const app = appOf(world);
+      const redis = redisClient(world);
+      app.closer.add('client', redis, (one) => one.disconnect());
+      await redis.ping();
+      const reasons: unknown[] = [];
+      const work: CrawlWork = async (_, { signal }) => {
+        if (reasons.length > 0) return DONE;
+        // Sent, and answered while nothing of this process runs.
+        const answer = redis.ping();
+        standStill(LOCK_MS + 1_000);
+        await answer;
+        reasons.push(signal.reason);
+        throw signal.reason;
+      };
+      startWork(app, work);
+      const id = await enqueueOne(app);
+      expect(await untilState(app, id, 'completed')).toMatchObject({ attempts: 1, outcome: DONE });
+      expect(reasons).toEqual([expect.any(JobLostError)]);
     });
 
     test('runs as many jobs at once as it may, and no more', async () => {

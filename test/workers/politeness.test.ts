@@ -2,11 +2,12 @@
 import { setTimeout as pause } from 'node:timers/promises';
 import { afterEach, beforeEach, describe, expect, onTestFinished, test, vi } from 'vitest';
 import type { App } from '../../src/app.js';
-import { DeferredError } from '../../src/errors.js';
+import { DeferredError, JobLostError } from '../../src/errors.js';
 import { sha256 } from '../../src/kinds/identity.js';
 import { crawlQueue } from '../../src/queues/crawl.js';
 import { retryFailed } from '../../src/queues/failed.js';
 import { HostSchedule } from '../../src/queues/host-schedule.js';
+import { Politeness } from '../../workers/politeness.js';
 import { startWorkers, type Workers } from '../../workers/start.js';
 import { crawled, crawlJob, ended } from '../support/crawl-run.js';
 import { flatImage } from '../support/images.js';
@@ -407,6 +408,24 @@ describe.each([
     expect(await app.queues.job('crawl', id)).toMatchObject({ state: 'delayed', attempts: 0 });
     const schedule = new HostSchedule(app.backend.state, app.queues.get('crawl'));
     await schedule.enter(new URL(url).host, 'another', 'acme', { most: 1, gapMs: 0, leaseMs: 1_000 });
+  });
+
+  test('a run that has lost its job leaves the permit to the next run of it', async () => {
+    app = start();
+    const schedule = new HostSchedule(app.backend.state, app.queues.get('crawl'));
+    const options = { hostConcurrency: 1, hostGapMs: 0, leaseMs: 600_000, coolMs: 1_000, crawler: null };
+    const fetcher = { fetch: () => Promise.reject(new Error('there are no rules to ask for')) };
+    const politeness = new Politeness(schedule, app.connection.hybrid, fetcher, options);
+    const [lost, alive] = [new AbortController(), new AbortController()];
+    const admit = (jobId: string, { signal }: AbortController) =>
+      politeness.admit({ tenantId: 'acme', jobId, signal, robotsTrail: [] }, `${site.url}/1.png`);
+    const leave = await admit('job', lost);
+    const leaveNext = await admit('job', alive);
+    lost.abort(new JobLostError('its lock was lost'));
+    await leave();
+    await expect(admit('another', alive)).rejects.toThrow(DeferredError);
+    await leaveNext();
+    await (await admit('another', alive))();
   });
 
   test('a host that has had enough is left alone for as long as it says, by all', async () => {
