@@ -1,6 +1,7 @@
 /** The PostgreSQL pool, with the settings that keep a frozen server from holding our connections for ever. */
-import { Pool } from 'pg';
+import { Client, type ClientConfig, Pool } from 'pg';
 import type { PostgresConfig } from '../config.js';
+import { socketsRead } from '../lifecycle.js';
 import type { Logger } from '../logger.js';
 
 /** The most connections of a pool, by what it is for; those of a queue and of its worker only where queues are here. */
@@ -18,10 +19,58 @@ export interface PoolOptions {
   readonly timeoutMs?: number;
 }
 
+/**
+ * A connection that keeps the time of `query_timeout` itself, and ends when a query takes longer. pg 8 does it by a timer
+ * alone: after a process stood still it threw away answers that lay in the socket, as if PostgreSQL had been away.
+ */
+export class SocketsFirstClient extends Client {
+  readonly #timeoutMs: number;
+
+  constructor({ query_timeout: timeoutMs = 0, ...config }: ClientConfig = {}) {
+    super(config);
+    this.#timeoutMs = timeoutMs;
+  }
+
+  /** As pg's: answers to a callback, or with a promise. `never`, since it stands for every signature. */
+  override query(...args: unknown[]): never {
+    const [config] = args as [{ query_timeout?: number } | string];
+    const ownMs = typeof config === 'object' ? config.query_timeout : undefined;
+    if (ownMs !== undefined) args[0] = { ...(config as object), query_timeout: undefined };
+    const over = this.#timer(ownMs ?? this.#timeoutMs);
+    const at = args.findIndex((one) => typeof one === 'function');
+    const callback = args[at] as ((...answer: unknown[]) => void) | undefined;
+    if (callback) {
+      args[at] = (...answer: unknown[]) => {
+        over();
+        callback(...answer);
+      };
+    }
+    const asked = super.query(...(args as Parameters<Client['query']>)) as unknown as Promise<unknown> | undefined;
+    if (!callback) asked?.then(over, over);
+    return asked as never;
+  }
+
+  /** @returns what tells it that the query is over */
+  #timer(ms: number): () => void {
+    let isOver = ms === 0;
+    const timer = isOver ? undefined : setTimeout(late, ms);
+    const giveUp = () => this.connection.stream.destroy(new Error('Query read timeout'));
+    async function late() {
+      await socketsRead();
+      if (!isOver) giveUp();
+    }
+    return () => {
+      isOver = true;
+      clearTimeout(timer);
+    };
+  }
+}
+
 export function createPool(postgres: PostgresConfig, log: Logger, options: PoolOptions): Pool {
   const timeoutMs = options.timeoutMs ?? 10_000;
   const pool = new Pool({
     ...postgres,
+    Client: SocketsFirstClient,
     max: options.max,
     connectionTimeoutMillis: 5_000,
     idleTimeoutMillis: 30_000,

@@ -4,7 +4,7 @@
  */
 import { type Processor, Queue, QueueEvents, type Worker, type WorkerOptions } from 'bullmq';
 import type { Config, PostgresConfig } from '../config.js';
-import { createPool, POOL_SIZES } from '../db/client.js';
+import { createPool, POOL_SIZES, SocketsFirstClient } from '../db/client.js';
 import { RetryableError } from '../errors.js';
 import type { Events } from '../events.js';
 import type { Logger } from '../logger.js';
@@ -128,6 +128,7 @@ function onPostgres(
     // A network that swallows everything would else hold a worker until TCP gives up, a quarter of an hour later. Who only
     // listens runs no query, and is probed by TCP.
     query_timeout: QUERY_TIMEOUT_MS,
+    Client: SocketsFirstClient,
     keepAlive: true,
   };
   const pool = (max: number) => ({ connection: { ...shared, max } });
