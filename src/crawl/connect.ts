@@ -98,7 +98,7 @@ export class PinnedConnector {
 
   /**
    * Destroys the socket once a response takes too much. undici bounds headers and hands on the body; interim responses
-   * (RFC 9110 section 15.2) and chunk extensions (RFC 9112 section 7.1.1) it throws away uncounted, gigabytes of them.
+   * (RFC 9110 section 15.2) and chunk extensions (RFC 9112 section 7.1.1) it throws away uncounted, gigabytes of them. And remembers the errors for `isOfKept`.
    */
   #watch(socket: Socket): void {
     const { maxWireBytes: most } = this.#options;

@@ -1,7 +1,7 @@
 /** The PostgreSQL pool, with the settings that keep a frozen server from holding our connections for ever. */
 import { Client, type ClientConfig, Pool } from 'pg';
 import type { PostgresConfig } from '../config.js';
-import { socketsRead } from '../lifecycle.js';
+import { within } from '../lifecycle.js';
 import type { Logger } from '../logger.js';
 
 /** The most connections of a pool, by what it is for; those of a queue and of its worker only where queues are here. */
@@ -18,6 +18,8 @@ export interface PoolOptions {
   /** Longest time for a statement, in milliseconds; after it the connection is given up. */
   readonly timeoutMs?: number;
 }
+
+const LATE = Symbol('late');
 
 /**
  * A connection that keeps the time of `query_timeout` itself, and ends when a query takes longer. pg 8 does it by a timer
@@ -52,17 +54,13 @@ export class SocketsFirstClient extends Client {
 
   /** @returns what tells it that the query is over */
   #timer(ms: number): () => void {
-    let isOver = ms === 0;
-    const timer = isOver ? undefined : setTimeout(late, ms);
+    let over = () => {};
+    const ended = new Promise<void>((resolve) => {
+      over = resolve;
+    });
     const giveUp = () => this.connection.stream.destroy(new Error('Query read timeout'));
-    async function late() {
-      await socketsRead();
-      if (!isOver) giveUp();
-    }
-    return () => {
-      isOver = true;
-      clearTimeout(timer);
-    };
+    if (ms > 0) within(ms, ended, LATE).then((end) => end === LATE && giveUp());
+    return over;
   }
 }
 
